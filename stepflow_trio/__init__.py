@@ -1,0 +1,1 @@
+"""The Stepflow protocol on trio."""
