@@ -1,0 +1,53 @@
+"""Blob ids: what content is called (PROTOCOL section 6)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import Any, Final
+
+from stepflow_trio.protocol import codec
+
+DATA: Final = "data"
+FLOW: Final = "flow"
+BINARY: Final = "binary"
+
+_BLOB_ID = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
+
+
+def normalize_blob_id(text: str) -> str | None:
+    """The id without the ``sha256:`` prefix that some peers write; None where it is no blob id."""
+    bare = text.removeprefix("sha256:")
+    return bare if _BLOB_ID.match(bare) else None
+
+
+def normalize_blob_type(text: str) -> str | None:
+    """``data``, ``flow`` or ``binary``; old peers also write ``Json``. None for any other."""
+    lowered = text.lower()
+    if lowered == "json":
+        return DATA
+    return lowered if lowered in (DATA, FLOW, BINARY) else None
+
+
+def blob_content(data: Any, blob_type: str) -> bytes:
+    """The bytes that are stored and hashed: compact JSON, or what the base64 text of ``binary`` stands for.
+
+    Raises:
+        ValueError: binary data are no base64 text.
+        LocalProtocolError: other data are no JSON.
+    """
+    if blob_type != BINARY:
+        return codec.encode_json(data)
+    if type(data) is not str:
+        raise ValueError("binary blob data must be base64 text")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ValueError(f"binary blob data are no base64: {exc}") from None
+
+
+def blob_id(content: bytes) -> str:
+    """The lower-case hex SHA-256 of the content."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,268 @@
+"""Frames to messages and back: the only caller of ``msgspec.json`` for what travels.
+
+A frame is decoded once, whole, into plain Python values. So there is one verdict on what is JSON, and a
+typed payload is converted from those values later (:mod:`stepflow_trio.protocol.methods`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET
+
+from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.protocol.messages import (
+    MAX_ID,
+    MIN_ID,
+    Batch,
+    Decoded,
+    ErrorObject,
+    Failure,
+    Malformed,
+    Notification,
+    Request,
+    RequestId,
+    Success,
+    WireFailure,
+    WireNotification,
+    WireRequest,
+    WireSuccess,
+)
+
+MAX_NESTING = 128
+"""Deepest nesting of arrays and objects accepted: the decoder recurses on the C stack, which hostile input
+would otherwise use up on a small thread. The largest published schema nests 14 deep."""
+
+MAX_BATCH_ITEMS = 4096
+"""Most messages accepted in one array: each invalid one costs an answer many times its own size."""
+
+_decode = msgspec.json.Decoder(Any).decode
+_encode = msgspec.json.Encoder().encode
+
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+# The closing quote is optional, or an unterminated string would be searched again from each quote in it.
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
+
+_ENVELOPE_KEYS = (b'"id"', b'"method"', b'"params"', b'"result"', b'"error"', b'"jsonrpc"')
+
+
+def decode(
+    frame: bytes, *, max_nesting: int = MAX_NESTING, max_batch_items: int = MAX_BATCH_ITEMS
+) -> Decoded:
+    """Say which message ``frame`` is; whatever is none is a :class:`Malformed`. Never raises."""
+    try:
+        value = decode_json(frame, max_nesting=max_nesting)
+    except ValueError as exc:
+        return Malformed(_parse_error(str(exc), len(frame)))
+    if type(value) is dict:
+        if _may_repeat_keys(frame) and _repeats_keys(frame):
+            return Malformed(
+                _invalid("a key stands twice in the message object"), None, "method" not in value
+            )
+        return classify(cast("dict[str, Any]", value))
+    if type(value) is list:
+        items = cast("list[Any]", value)
+        if not items:
+            return Malformed(_invalid("an empty array is no batch"))
+        if len(items) > max_batch_items:
+            return Malformed(
+                _invalid(f"a batch of {len(items)} messages; at most {max_batch_items} are accepted")
+            )
+        return Batch(tuple(map(classify, items)))
+    return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
+
+
+def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:
+    """Decode one JSON text, strictly by RFC 8259: valid UTF-8 throughout, finite numbers, bounded nesting.
+
+    Raises:
+        ValueError: with a message that says what is wrong and, where known, at which byte.
+    """
+    if not text.isascii():
+        # The decoder passes over bad UTF-8 in what it skips; one check here makes the verdict whole.
+        try:
+            text.decode()
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"not UTF-8: {exc.reason} (byte {exc.start})") from None
+    if text.count(b"[") + text.count(b"{") > max_nesting and nests_deeper(text, max_nesting):
+        raise ValueError(f"nested deeper than {max_nesting} levels")
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ValueError(str(exc)) from None
+
+
+def nests_deeper(text: bytes, limit: int) -> bool:
+    """Whether brackets nest deeper than ``limit``, in linear time and without recursion.
+
+    Each round removes the innermost level, all of it at once. What is left when nothing can be removed is
+    unbalanced, so no JSON, and counts with its open brackets.
+    """
+    brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
+    for removed in range(limit + 1):
+        left = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(left) == len(brackets):
+            return removed + left.count(b"[") + left.count(b"{") > limit
+        brackets = left
+    return True
+
+
+def classify(value: Any) -> Request | Notification | Success | Failure | Malformed:
+    """Say which message a decoded value is (PROTOCOL section 1, "Required by JSON-RPC")."""
+    if type(value) is not dict:
+        return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
+    message = cast("dict[str, Any]", value)
+    get = message.get
+    id_: Any = get("id", UNSET)
+    id_type: type[object] = type(id_)
+    id_is_valid = id_type is str or (id_type is int and MIN_ID <= id_ <= MAX_ID)
+    own_id: RequestId | None = id_ if id_is_valid else None
+    method = get("method", UNSET)
+    if get("jsonrpc") != "2.0":
+        return Malformed(_invalid('"jsonrpc" must be "2.0"'), own_id, method is UNSET and _answers(message))
+    if method is not UNSET:
+        params: Any = get("params", UNSET)
+        if params is None:
+            params = UNSET
+        if type(method) is not str:
+            return Malformed(_invalid(f'"method" must be a string, not {_json_type(method)}'), own_id)
+        if params is not UNSET and type(params) is not dict and type(params) is not list:
+            problem = f'"params" must be an object or an array, not {_json_type(params)}'
+            return Malformed(_invalid(problem), own_id)
+        if "result" in message or "error" in message:
+            return Malformed(_invalid("a request carries no result and no error"), own_id)
+        if id_ is UNSET:
+            return Notification(method, params)
+        if not id_is_valid:
+            return Malformed(_invalid(_bad_id(id_)))
+        return Request(method, params, id_)
+    if not _answers(message):
+        return Malformed(_invalid('neither "method" nor "result" nor "error"'), own_id)
+    error = get("error")
+    if error is None:
+        if not id_is_valid:
+            return Malformed(_invalid(_bad_id(id_)), None, is_response=True)
+        if "result" not in message:
+            return Malformed(_invalid('"error" is null and there is no "result"'), own_id, is_response=True)
+        return Success(message["result"], id_)
+    if "result" in message:
+        return Malformed(_invalid('both "result" and "error"'), own_id, is_response=True)
+    if not id_is_valid and id_ is not None:
+        return Malformed(_invalid(_bad_id(id_)), None, is_response=True)
+    if type(error) is not dict:
+        return Malformed(
+            _invalid(f'"error" must be an object, not {_json_type(error)}'), own_id, is_response=True
+        )
+    fields = cast("dict[str, Any]", error)
+    code, text = fields.get("code"), fields.get("message")
+    if type(code) is not int or type(text) is not str:
+        problem = '"error" must hold an integer "code" and a string "message"'
+        return Malformed(_invalid(problem), own_id, is_response=True)
+    return Failure(ErrorObject(code, text, fields.get("data", UNSET)), own_id)
+
+
+def encode_request(method: str, params: Any, id_: RequestId) -> bytes:
+    """One request as a frame. Raises :class:`LocalProtocolError` where ``params`` are no JSON."""
+    return _encode_frame(WireRequest("2.0", method, params, id_))
+
+
+def encode_notification(method: str, params: Any) -> bytes:
+    """One notification as a frame. Raises :class:`LocalProtocolError` where ``params`` are no JSON."""
+    return _encode_frame(WireNotification("2.0", method, params))
+
+
+def encode_success(result: Any, id_: RequestId) -> bytes:
+    """One result as a frame. Raises :class:`LocalProtocolError` where ``result`` is no JSON."""
+    return _encode_frame(WireSuccess("2.0", result, id_))
+
+
+def encode_failure(error: ErrorObject, id_: RequestId | None) -> bytes:
+    """One error as a frame. Raises :class:`LocalProtocolError` where the error's data are no JSON."""
+    return _encode_frame(WireFailure("2.0", error, id_))
+
+
+def encode_batch(frames: list[bytes]) -> bytes:
+    """The frames as one array, in their order."""
+    return b"[" + b",".join(frames) + b"]"
+
+
+def encode_json(value: Any) -> bytes:
+    """``value`` as compact JSON, keys in their order, non-ASCII characters as they are.
+
+    Raises:
+        LocalProtocolError: it is no JSON: a type JSON does not have, a lone surrogate, or it contains itself.
+    """
+    return _encode_frame(value)
+
+
+def _encode_frame(value: Any) -> bytes:
+    try:
+        return _encode(value)
+    except UnicodeEncodeError as exc:
+        raise LocalProtocolError(f"text cannot be sent: {exc.reason} (character {exc.start})") from exc
+    except RecursionError as exc:
+        raise LocalProtocolError("a value nests too deep to be sent, or contains itself") from exc
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
+        raise LocalProtocolError(f"a value cannot be sent as JSON: {exc}") from exc
+
+
+def _may_repeat_keys(frame: bytes) -> bool:
+    # A repeated envelope key spells its name twice, or hides it behind an escape. Few frames do either.
+    return b"\\u00" in frame or any(frame.count(key) > 1 for key in _ENVELOPE_KEYS)
+
+
+class _Value:
+    """Stands for any value while keys are counted."""
+
+
+def _repeats_keys(frame: bytes) -> bool:
+    seen = 0
+
+    def count(_type: type, _value: Any) -> _Value:
+        nonlocal seen
+        seen += 1
+        return _Value()
+
+    return len(msgspec.json.decode(frame, type=dict[str, _Value], dec_hook=count)) != seen
+
+
+def _answers(message: dict[str, Any]) -> bool:
+    return "result" in message or "error" in message
+
+
+def _parse_error(detail: str, size: int) -> ErrorObject:
+    data: dict[str, Any] = {"detail": detail, "frame_bytes": size}
+    if found := _BYTE_OFFSET.search(detail):
+        data["byte_offset"] = int(found.group(1))
+    return ErrorObject(ErrorCode.PARSE_ERROR, "Parse error", data)
+
+
+def _invalid(detail: str) -> ErrorObject:
+    return ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
+
+
+def _bad_id(id_: Any) -> str:
+    if id_ is UNSET:
+        return 'a response needs an "id"'
+    if type(id_) is int:
+        return '"id" must fit into 64 bits'
+    return f'"id" must be a string or an integer, not {_json_type(id_)}'
+
+
+def _json_type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
