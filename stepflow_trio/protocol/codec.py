@@ -10,7 +10,7 @@ import re
 from typing import Any, cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.protocol.messages import (
@@ -46,6 +46,7 @@ _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
+_PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
 _ENVELOPE_KEYS = (b'"id"', b'"method"', b'"params"', b'"result"', b'"error"', b'"jsonrpc"')
 
 
@@ -117,8 +118,7 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
     message = cast("dict[str, Any]", value)
     get = message.get
     id_: Any = get("id", UNSET)
-    id_type: type[object] = type(id_)
-    id_is_valid = id_type is str or (id_type is int and MIN_ID <= id_ <= MAX_ID)
+    id_is_valid = type(id_) is str or (type(id_) is int and MIN_ID <= id_ <= MAX_ID)
     own_id: RequestId | None = id_ if id_is_valid else None
     method = get("method", UNSET)
     if get("jsonrpc") != "2.0":
@@ -129,7 +129,7 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
             params = UNSET
         if type(method) is not str:
             return Malformed(_invalid(f'"method" must be a string, not {_json_type(method)}'), own_id)
-        if params is not UNSET and type(params) is not dict and type(params) is not list:
+        if type(params) not in _PARAMS_TYPES:
             problem = f'"params" must be an object or an array, not {_json_type(params)}'
             return Malformed(_invalid(problem), own_id)
         if "result" in message or "error" in message:

@@ -17,7 +17,7 @@ from stepflow_trio.protocol import payloads as p
 ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
 
-_PATH = re.compile(r"^(?P<problem>.*?)(?: - at `(?P<path>.*)`)?$", re.DOTALL)
+_PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 
 
 class Direction(enum.Enum):
@@ -87,9 +87,9 @@ class NotificationMethod(Generic[ParamsT]):
 
 def split_validation_error(exc: msgspec.ValidationError) -> tuple[str, str]:
     """What does not fit, and the JSON path where."""
-    found = _PATH.match(str(exc))
-    assert found is not None  # the pattern matches any text
-    return found["problem"], found["path"] or "$"
+    text = str(exc)
+    found = _PATH.search(text)
+    return (text[: found.start()], found["path"]) if found else (text, "$")
 
 
 def _component_as_path(params: Any) -> Any:
@@ -107,10 +107,11 @@ def _component_as_path(params: Any) -> Any:
 def _names_as_components(result: Any) -> Any:
     """Read list entries that say ``name`` for ``component``, and an info that does."""
     match result:
-        case {"components": list() as entries}:
-            return {"components": [_name_as_component(entry) for entry in cast("list[Any]", entries)]}
-        case {"info": dict() as entry}:
-            return {"info": _name_as_component(entry)}
+        case {"components": list()}:
+            entries = cast("list[Any]", result["components"])
+            return {"components": [_name_as_component(entry) for entry in entries]}
+        case {"info": _}:
+            return {"info": _name_as_component(result["info"])}
         case _:
             return _component_as_path(result)
 

@@ -239,6 +239,10 @@ class Peer:
         """How many of the peer's requests we have not answered."""
         return len(self._requests)
 
+    def is_answered(self, request: InboundRequest) -> bool:
+        """Whether the request is over: answered, or ended by the end of the connection."""
+        return self._requests.get(request.id) is not request
+
     # ---- our side -----------------------------------------------------------------------------------
 
     def call(self, method: str, params: Any = UNSET) -> tuple[Call, bytes]:
@@ -462,7 +466,7 @@ class Peer:
             raise LocalProtocolError(f"{call!r} is not waiting for an answer")
 
     def _check_unanswered(self, request: InboundRequest) -> None:
-        if self._requests.get(request.id) is not request:
+        if self.is_answered(request):
             raise LocalProtocolError(f"{request!r} was answered already")
 
     def __repr__(self) -> str:

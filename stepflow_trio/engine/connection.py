@@ -1,0 +1,546 @@
+"""One connection for both roles: calls out, handlers in, and who ends what."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from inspect import iscoroutine
+from typing import Any, TypeVar, cast, overload
+
+import outcome
+import trio
+from msgspec import UNSET
+
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.engine.handlers import Handlers, RequestContext
+from stepflow_trio.engine.limits import Limits
+from stepflow_trio.engine.link import Link
+from stepflow_trio.engine.outbox import Outbox, WaitingCall
+from stepflow_trio.errors import (
+    CallCancelled,
+    CallFailed,
+    CallTimeout,
+    ConnectionLost,
+    ErrorCode,
+    LocalProtocolError,
+    LossReason,
+    Overloaded,
+    RemoteProtocolError,
+    RpcError,
+)
+from stepflow_trio.protocol.messages import ErrorObject, Notification
+from stepflow_trio.protocol.methods import Method, NotificationMethod
+from stepflow_trio.protocol.peer import (
+    Answered,
+    AnsweredWithError,
+    CancelReceived,
+    Dropped,
+    Event,
+    InboundRequest,
+    Peer,
+    Phase,
+    Reply,
+    Role,
+)
+
+ParamsT = TypeVar("ParamsT")
+ResultT = TypeVar("ResultT")
+
+RETRY_AFTER_S = 1.0
+"""The hint that goes with −32304: about the time in which a full queue of short requests empties."""
+
+_log = logging.getLogger("stepflow_trio.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionStatistics:
+    """What a connection holds and has seen, at one moment."""
+
+    phase: Phase
+    calls_waiting: int
+    calls_abandoned: int
+    """Given up, and the peer has not answered yet."""
+    requests_running: int
+    requests_waiting: int
+    outbox_frames: int
+    outbox_bytes: int
+    frames_sent: int
+    frames_received: int
+    requests_refused: int
+    """Answered −32304."""
+    dropped: dict[str, int]
+    """What arrived and had no effect, by kind: ``late_answer``, ``unknown_answer``, ``late_cancel``, …"""
+
+
+class Connection:
+    """One end of a JSON-RPC connection; :func:`open_connection` makes it.
+
+    Any number of tasks may use it at once.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        handlers: Handlers,
+        *,
+        role: Role,
+        limits: Limits,
+        nursery: trio.Nursery,
+        peer: Peer | None = None,
+    ) -> None:
+        self._link = link
+        self._handlers = handlers
+        self._limits = limits
+        self._nursery = nursery
+        self._peer = peer if peer is not None else Peer(role)
+        self._outbox = Outbox(limits)
+        self._call_places = trio.lowlevel.ParkingLot()
+        self._waiting: deque[RequestContext] = deque()
+        self._running = 0
+        self._idle = trio.lowlevel.ParkingLot()
+        self._reader_scope = trio.CancelScope()
+        self._writer_scope = trio.CancelScope()
+        self._writing = False
+        self._end_of_input = False
+        self._loss: ConnectionLost | None = None
+        self._lost = trio.Event()
+        self._frames_sent = 0
+        self._frames_received = 0
+        self._requests_refused = 0
+
+    # ---- what callers use ---------------------------------------------------------------------------
+
+    @property
+    def loss(self) -> ConnectionLost | None:
+        """Why the connection is over; None while it is not."""
+        return self._loss
+
+    @property
+    def link(self) -> Link:
+        """The transport underneath."""
+        return self._link
+
+    @property
+    def peer_extensions(self) -> frozenset[str]:
+        """What the peer understands beyond the specification (PROTOCOL section 8)."""
+        return self._peer.peer_extensions
+
+    @peer_extensions.setter
+    def peer_extensions(self, extensions: frozenset[str]) -> None:
+        self._peer.peer_extensions = extensions
+
+    @overload
+    async def call(
+        self, method: Method[ParamsT, ResultT], params: ParamsT, *, timeout_s: float | None = None
+    ) -> ResultT: ...
+
+    @overload
+    async def call(self, method: str, params: Any = UNSET, *, timeout_s: float | None = None) -> Any: ...
+
+    async def call(
+        self, method: Method[Any, Any] | str, params: Any = UNSET, *, timeout_s: float | None = None
+    ) -> Any:
+        """Send a request and wait for its answer.
+
+        A cancelled or timed-out caller leaves at once. If its frame has not been begun, it is withdrawn and
+        nothing is sent; otherwise the peer is told, where it understands, and the late answer is dropped.
+
+        Returns:
+            The result, converted to the method's result type; as decoded for a method given by name.
+
+        Raises:
+            CallFailed: the peer answered with an error (:class:`Overloaded`, :class:`CallCancelled` by code).
+            CallTimeout: no answer came within ``timeout_s`` seconds.
+            ConnectionLost: the connection ended before the answer came, or is over already.
+            RemoteProtocolError: the answer does not fit the method, or is none.
+            LocalProtocolError: ``params`` are no JSON; nothing was sent.
+        """
+        name = method if isinstance(method, str) else method.name
+        if timeout_s is None:
+            result = await self._exchange(name, params)
+        else:
+            result: Any = UNSET
+            with trio.move_on_after(timeout_s):
+                result = await self._exchange(name, params)
+            if result is UNSET:
+                raise CallTimeout(name, timeout_s)
+        return result if isinstance(method, str) else method.read_result(result)
+
+    async def notify(self, method: NotificationMethod[ParamsT] | str, params: Any = UNSET) -> None:
+        """Queue a notification, waiting while the outbox is full.
+
+        Raises:
+            ConnectionLost: the connection is over.
+            LocalProtocolError: ``params`` are no JSON; nothing was sent.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._outbox.wait_for_room()
+        self._post_notification(method, params)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def notify_nowait(self, method: NotificationMethod[ParamsT] | str, params: Any = UNSET) -> bool:
+        """Queue a notification if there is room. False if there is none: nothing was sent.
+
+        Raises as :meth:`notify` does.
+        """
+        self._check_open()
+        if self._outbox.is_full:
+            return False
+        self._post_notification(method, params)
+        return True
+
+    async def wait_lost(self) -> ConnectionLost:
+        """Wait until the connection is over; return why."""
+        await self._lost.wait()
+        return cast("ConnectionLost", self._loss)
+
+    def statistics(self) -> ConnectionStatistics:
+        """What the connection holds and has seen."""
+        return ConnectionStatistics(
+            phase=self._peer.phase,
+            calls_waiting=self._peer.call_count,
+            calls_abandoned=self._peer.abandoned_count,
+            requests_running=self._running,
+            requests_waiting=len(self._waiting),
+            outbox_frames=self._outbox.pending_frames,
+            outbox_bytes=self._outbox.pending_bytes,
+            frames_sent=self._frames_sent,
+            frames_received=self._frames_received,
+            requests_refused=self._requests_refused,
+            dropped=dict(self._peer.dropped),
+        )
+
+    def __repr__(self) -> str:
+        state = f"lost: {self._loss.reason.value}" if self._loss else self._peer.phase.value
+        return (
+            f"<Connection {self._peer.role.value} {state}: {self._peer.call_count} calls waiting, "
+            f"{self._running} requests running, {len(self._waiting)} waiting, "
+            f"{self._outbox.pending_bytes} bytes to send>"
+        )
+
+    # ---- calls --------------------------------------------------------------------------------------
+
+    async def _exchange(self, method: str, params: Any) -> Any:
+        while self._loss is None and (
+            self._outbox.is_full or self._peer.call_count >= self._limits.max_calls
+        ):
+            if self._outbox.is_full:
+                await self._outbox.wait_for_room()
+            else:
+                await self._call_places.park()
+        self._check_open()
+        call, frame = self._peer.call(method, params)
+        waiting = WaitingCall(call, frame, trio.lowlevel.current_task())
+        call.waiter = waiting
+        self._outbox.post_call(waiting)
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self._give_up(waiting)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _give_up(self, waiting: WaitingCall) -> None:
+        if self._outbox.withdraw(waiting):
+            self._peer.forget(waiting.call)
+        elif (cancel := self._peer.abandon(waiting.call)) is not None:
+            self._post(cancel)
+        self._call_places.unpark()
+
+    def _wake(self, waiting: WaitingCall, value: outcome.Outcome[Any]) -> None:
+        trio.lowlevel.reschedule(waiting.task, value)
+        self._call_places.unpark()
+
+    def _wake_with_error(self, event: AnsweredWithError) -> None:
+        error, method = event.error, event.call.method
+        data = None if error.data is UNSET else error.data
+        failure: Exception
+        if event.garbled:
+            message = f"the peer's answer to {method} is no JSON-RPC response: {data}"
+            failure = RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE, data=data)
+        else:
+            kind = _FAILURES.get(error.code, CallFailed)
+            failure = kind(error.code, error.message, data, method=method)
+        self._wake(event.call.waiter, outcome.Error(failure))
+
+    def _post_notification(self, method: NotificationMethod[Any] | str, params: Any) -> None:
+        self._check_open()
+        self._post(self._peer.notify(method if isinstance(method, str) else method.name, params))
+
+    def _post(self, frame: bytes) -> None:
+        if not self._outbox.post(frame):
+            self.lose(LossReason.SEND_STALLED, "the peer sends but does not read: the outbox is full")
+
+    def _check_open(self) -> None:
+        if self._loss is not None:
+            raise ConnectionLost(self._loss.reason, self._loss.detail)
+        if self._end_of_input:
+            raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
+
+    # ---- the peer's requests ------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        kind = type(event)
+        if kind is InboundRequest:
+            self._admit(cast("InboundRequest", event))
+        elif kind is Answered:
+            answered = cast("Answered", event)
+            self._wake(answered.call.waiter, outcome.Value(answered.result))
+        elif kind is AnsweredWithError:
+            self._wake_with_error(cast("AnsweredWithError", event))
+        elif kind is Notification:
+            self._hear(cast("Notification", event))
+        elif kind is CancelReceived:
+            self._cancel(cast("CancelReceived", event).request)
+        elif kind is Reply:
+            reply = cast("Reply", event)
+            _log.debug("refused what the peer sent: %s %s", reply.error.message, reply.error.data)
+            self._post(reply.frame)
+        else:
+            dropped = cast("Dropped", event)
+            _log.debug("dropped (%s): %s", dropped.why, dropped.detail)
+
+    def _admit(self, inbound: InboundRequest) -> None:
+        context = inbound.handler = RequestContext(self, inbound)
+        if self._running < self._limits.max_handlers and not self._waiting:
+            self._begin(context)
+        elif len(self._waiting) < self._limits.max_waiting:
+            self._waiting.append(context)
+        else:
+            self._requests_refused += 1
+            data = {"retry_after_s": RETRY_AFTER_S}
+            self._fail(context, RpcError(ErrorCode.OVERLOADED, "Too many requests are waiting", data))
+
+    def _begin(self, context: RequestContext) -> None:
+        inbound = context.inbound
+        try:
+            result = self._handlers.for_request(inbound.method)(inbound.params, context)
+        except Exception as exc:  # noqa: BLE001 — whatever a handler raises is its request's answer
+            self._fail(context, exc)
+            return
+        if iscoroutine(result):
+            # The scope exists before the task does: a cancellation right behind its request is not lost.
+            scope = context.scope = trio.CancelScope()
+            self._running += 1
+            self._nursery.start_soon(self._run, context, scope, result, name=inbound.method)
+        else:
+            self._answer(context, result)
+
+    async def _run(
+        self, context: RequestContext, scope: trio.CancelScope, handler: Coroutine[Any, Any, Any]
+    ) -> None:
+        try:
+            try:
+                with scope:
+                    result = await handler
+                    self._answer(context, result)
+                    if self._outbox.is_full:
+                        # Keeping the place until there is room is what holds a fast peer back.
+                        await self._outbox.wait_for_room()
+            except Exception as exc:  # noqa: BLE001 — whatever a handler raises is its request's answer
+                self._fail(context, exc)
+            else:
+                if scope.cancelled_caught:
+                    self._fail(context, RpcError(ErrorCode.REQUEST_CANCELLED, "Request cancelled"))
+        finally:
+            self._running -= 1
+            while self._waiting and self._running < self._limits.max_handlers:
+                self._begin(self._waiting.popleft())
+            self._note_idle()
+
+    def _cancel(self, inbound: InboundRequest) -> None:
+        context = cast("RequestContext", inbound.handler)
+        if context.scope is not None:
+            context.scope.cancel(reason=f"the peer cancelled request {inbound.id!r}")
+        else:
+            self._waiting.remove(context)
+            self._fail(context, RpcError(ErrorCode.REQUEST_CANCELLED, "Request cancelled"))
+
+    def _hear(self, notification: Notification) -> None:
+        handler = self._handlers.for_notification(notification.method)
+        if handler is None:
+            return
+        try:
+            handler(notification.params, self)
+        except RpcError as exc:
+            _log.warning("dropped a notification: %s", exc.message)
+        except Exception:  # noqa: BLE001 — a notification has nobody to tell but the log
+            _log.exception("the handler of notification %r failed", notification.method)
+
+    def _answer(self, context: RequestContext, result: Any) -> None:
+        if self._loss is not None:
+            return
+        try:
+            frame = self._peer.answer(context.inbound, result)
+        except LocalProtocolError as exc:
+            self._fail(context, exc)
+            return
+        if frame is not None:
+            self._post(frame)
+
+    def _fail(self, context: RequestContext, exc: Exception) -> None:
+        inbound = context.inbound
+        if self._loss is not None or self._peer.is_answered(inbound):
+            return
+        try:
+            frame = self._peer.fail(inbound, _error_object(exc, inbound))
+        except LocalProtocolError as unsayable:
+            frame = self._peer.fail(inbound, _error_object(unsayable, inbound))
+        if frame is not None:
+            self._post(frame)
+
+    # ---- the two tasks that touch the link ----------------------------------------------------------
+
+    async def read(self) -> None:
+        """Take what arrives until the connection is over. Never raises but ``Cancelled``."""
+        idle_timeout_s = self._limits.idle_timeout_s
+        with self._reader_scope:
+            try:
+                while True:
+                    if idle_timeout_s is None:
+                        frames = await self._link.receive()
+                    else:
+                        frames = None
+                        with trio.move_on_after(idle_timeout_s):
+                            frames = await self._link.receive()
+                        if frames is None:
+                            self.lose(LossReason.IDLE_TIMEOUT, f"nothing arrived for {idle_timeout_s:g} s")
+                            return
+                    if not frames:
+                        break
+                    self._frames_received += len(frames)
+                    for frame in frames:
+                        for event in self._peer.receive(frame):
+                            self._take(event)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
+                return
+            await self._end_input()
+
+    async def _end_input(self) -> None:
+        """The peer sends no more. A runtime that hangs up may still want the answers it asked for."""
+        self._end_of_input = True
+        loss = ConnectionLost(LossReason.PEER_CLOSED, "the peer closed its end")
+        for call in self._peer.hang_up():
+            self._wake(call.waiter, outcome.Error(ConnectionLost(loss.reason, loss.detail)))
+        if self._peer.role is not Role.RUNTIME:
+            await self.drain()
+        self.lose(loss.reason, loss.detail)
+
+    async def write(self) -> None:
+        """Send what waits until the connection is over. Never raises but ``Cancelled``."""
+        scope, timeout_s = self._writer_scope, self._limits.send_timeout_s
+
+        def progressed() -> None:
+            scope.deadline = trio.current_time() + timeout_s
+
+        with scope:
+            try:
+                while self._loss is None:
+                    frames = self._outbox.take()
+                    if not frames:
+                        await self._outbox.wait_for_frames()
+                        continue
+                    self._writing = True
+                    progressed()
+                    await self._link.send(frames, progressed)
+                    scope.deadline = float("inf")
+                    self._writing = False
+                    self._frames_sent += len(frames)
+                    self._note_idle()
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                self.lose(LossReason.STREAM_ERROR, f"writing failed: {exc!r}")
+        if scope.cancelled_caught:
+            self.lose(LossReason.SEND_STALLED, f"the peer accepted no bytes for {timeout_s:g} s")
+
+    # ---- the end ------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Refuse new requests, and wait at most ``drain_s`` until what is in flight is answered and sent."""
+        self._peer.drain()
+        with trio.move_on_after(self._limits.drain_s):
+            while self._loss is None and not self._is_idle:
+                await self._idle.park()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._running or self._waiting or self._writing or self._outbox.pending_frames)
+
+    def _note_idle(self) -> None:
+        if self._idle and self._is_idle:
+            self._idle.unpark_all()
+
+    def lose(self, reason: LossReason, detail: str) -> None:
+        """End the connection now: wake every caller, cancel every handler. Does nothing the second time.
+
+        All of it happens before anything else runs; closing the link is the owner's business, and later.
+        """
+        if self._loss is not None:
+            return
+        self._loss = ConnectionLost(reason, detail)
+        calls, requests = self._peer.close()
+        self._outbox.close()
+        for call in calls:
+            self._wake(call.waiter, outcome.Error(ConnectionLost(reason, detail)))
+        self._waiting.clear()
+        for inbound in requests:
+            scope = cast("RequestContext", inbound.handler).scope
+            if scope is not None:
+                scope.cancel(reason=f"connection lost: {reason.value}")
+        self._call_places.unpark_all()
+        self._idle.unpark_all()
+        self._lost.set()
+        self._reader_scope.cancel(reason=reason.value)
+        self._writer_scope.cancel(reason=reason.value)
+
+
+_FAILURES: dict[int, type[CallFailed]] = {
+    ErrorCode.OVERLOADED: Overloaded,
+    ErrorCode.REQUEST_CANCELLED: CallCancelled,
+}
+
+
+def _error_object(exc: Exception, inbound: InboundRequest) -> ErrorObject:
+    """What the peer is told. The text of an exception that nobody meant to send stays in our log."""
+    if isinstance(exc, RpcError):
+        return ErrorObject(exc.code, exc.message, UNSET if exc.data is None else exc.data)
+    incident = secrets.token_hex(4)
+    _log.error("request %r %s failed, incident %s", inbound.id, inbound.method, incident, exc_info=exc)
+    return ErrorObject(ErrorCode.INTERNAL_ERROR, "Internal error", {"incident": incident})
+
+
+@asynccontextmanager
+async def open_connection(
+    link: Link,
+    handlers: Handlers,
+    *,
+    role: Role = Role.PLAIN,
+    limits: Limits | None = None,
+) -> AsyncGenerator[Connection]:
+    """Run a connection over ``link`` for as long as the block lasts.
+
+    Entering never waits for the peer. Leaving in order waits at most ``limits.drain_s`` for what is in
+    flight; leaving with an exception or by cancellation cancels it at once. Either way the link is closed
+    and no task is left. When the peer ends the connection, the block goes on: calls in it raise
+    :class:`ConnectionLost`, and :meth:`Connection.wait_lost` returns.
+
+    The exception that comes out is the block's own, not a group of one.
+    """
+    with one_exception():
+        async with trio.open_nursery() as nursery:
+            connection = Connection(link, handlers, role=role, limits=limits or Limits(), nursery=nursery)
+            nursery.start_soon(connection.read, name="read frames")
+            nursery.start_soon(connection.write, name="write frames")
+            try:
+                yield connection
+                await connection.drain()
+            finally:
+                connection.lose(LossReason.LOCAL_CLOSE, "this side closed the connection")
+                nursery.cancel_scope.cancel(reason="connection closed")
+                with trio.CancelScope() as closing:
+                    closing.cancel(reason="links close without waiting")
+                    await link.aclose()

@@ -1,0 +1,46 @@
+"""What the engine asks of a transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from stepflow_trio.protocol.dialects import TransportKind
+from stepflow_trio.protocol.lines import FrameRejected
+
+
+class Link(Protocol):
+    """Carries whole frames, both ways, in order.
+
+    The engine has one task that receives and one that sends; neither method is called twice at a time.
+    ``tests/transports/test_link_contract.py`` holds every transport to what is said here.
+    """
+
+    @property
+    def kind(self) -> TransportKind:
+        """Which transport of the specification this is; the dialect depends on it."""
+        ...
+
+    async def receive(self) -> list[bytes | FrameRejected]:
+        """Wait for frames; return all that have come, at least one. An empty list is the end.
+
+        Cancelling loses no frame.
+
+        Raises:
+            OSError, trio.BrokenResourceError: the stream failed.
+        """
+        ...
+
+    async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
+        """Send the frames, as one write where possible; call ``progressed`` as the peer takes the bytes.
+
+        Cancelled in the middle it leaves a torn frame: the caller must then give the link up.
+
+        Raises:
+            OSError, trio.BrokenResourceError: the peer takes nothing any more.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close both ways, also when cancelled: the descriptors are free when it returns or raises."""
+        ...
