@@ -16,6 +16,7 @@ Tree::
     │   └── WorkerExited           because the worker's process ended (returncode, stderr)
     ├── SpawnFailed                a worker's process could not be started (command)
     ├── FlowInvalid                a flow cannot be run as written (diagnostics)
+    ├── PathInvalid                a JSON path is not written as one (path, why)
     ├── ConfigError                a configuration file cannot be used as written (place)
     ├── RunFailed                  a run ended with a failure (code, message, data, run_id)
     │   └── RunCancelled           it was cancelled
@@ -43,6 +44,7 @@ __all__ = [
     "LocalProtocolError",
     "LossReason",
     "Overloaded",
+    "PathInvalid",
     "ProtocolError",
     "RemoteProtocolError",
     "RpcError",
@@ -250,18 +252,25 @@ class WorkerExited(ConnectionLost):
             how = f"was killed by signal {-returncode}"
         else:
             how = f"exited with code {returncode}"
+        self.summary = f"{command!r} {how}"
+        """What happened, in one line."""
         last = "".join(f"\n  | {line}" for line in self.stderr[-20:])
         tail = f"; the last lines of its stderr:{last}" if last else "; it wrote nothing to stderr"
-        super().__init__(LossReason.PEER_CLOSED, f"worker {command!r} {how}{tail}")
+        super().__init__(LossReason.PEER_CLOSED, f"worker {self.summary}{tail}")
 
 
 class SpawnFailed(StepflowError):
-    """A worker's process could not be started; ``command`` is what was tried."""
+    """A worker's process could not be started; ``command`` is what was tried.
 
-    def __init__(self, command: str, why: str) -> None:
+    ``is_transient`` says that it may work later: the system was out of something. A command that does not
+    exist stays so.
+    """
+
+    def __init__(self, command: str, why: str, *, is_transient: bool = False) -> None:
         super().__init__(command, why)
         self.command = command
         self.why = why
+        self.is_transient = is_transient
 
     def __str__(self) -> str:
         return f"cannot start worker {self.command!r}: {self.why}"
@@ -276,6 +285,18 @@ class FlowInvalid(StepflowError):
 
     def __str__(self) -> str:
         return "\n".join(str(d) for d in self.diagnostics) or "the flow is invalid"
+
+
+class PathInvalid(StepflowError):
+    """``path`` is not written as a JSON path; ``why`` says where it goes wrong and what would be right."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"JSON path {self.path!r}: {self.why}"
 
 
 class ConfigError(StepflowError):

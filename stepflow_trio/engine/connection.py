@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import iscoroutine
 from typing import Any, TypeVar, cast, overload
 
@@ -15,7 +17,7 @@ import outcome
 import trio
 from msgspec import UNSET
 
-from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.engine.handlers import Handlers, RequestContext
 from stepflow_trio.engine.limits import Limits
 from stepflow_trio.engine.link import Link
@@ -52,6 +54,9 @@ ResultT = TypeVar("ResultT")
 
 RETRY_AFTER_S = 1.0
 """The hint that goes with −32304: about the time in which a full queue of short requests empties."""
+
+LAST_WORDS_S = 0.5
+"""How long a connection that ends by cancellation may take to tell the peer what it gives up."""
 
 _log = logging.getLogger("stepflow_trio.engine")
 
@@ -123,6 +128,11 @@ class Connection:
     def link(self) -> Link:
         """The transport underneath."""
         return self._link
+
+    @property
+    def abandoned_calls(self) -> frozenset[int]:
+        """The ids of calls that were given up after they were sent, and that the peer has not answered."""
+        return self._peer.abandoned
 
     @property
     def peer_extensions(self) -> frozenset[str]:
@@ -441,6 +451,8 @@ class Connection:
         with scope:
             try:
                 while self._loss is None:
+                    # Cancelled here, the frames stay for the last words.
+                    await trio.lowlevel.checkpoint_if_cancelled()
                     frames = self._outbox.take()
                     if not frames:
                         await self._outbox.wait_for_frames()
@@ -474,6 +486,18 @@ class Connection:
         if self._idle and self._is_idle:
             self._idle.unpark_all()
 
+    async def say_last_words(self) -> None:
+        """Send what ends something, cancellations above all, although this task may be cancelled.
+
+        Bounded by :data:`LAST_WORDS_S`. A frame that the writer has begun is not cut: then nothing is said.
+        """
+        if self._loss is not None or self._writing:
+            return
+        self._writer_scope.cancel(reason="the connection says its last words")
+        if frames := self._outbox.take_urgent():
+            with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                await last_words(partial(self._link.send, frames, _nothing), within_s=LAST_WORDS_S)
+
     def lose(self, reason: LossReason, detail: str) -> None:
         """End the connection now: wake every caller, cancel every handler. Does nothing the second time.
 
@@ -496,6 +520,10 @@ class Connection:
         self._lost.set()
         self._reader_scope.cancel(reason=reason.value)
         self._writer_scope.cancel(reason=reason.value)
+
+
+def _nothing() -> None:
+    """The deadline of last words does not move with progress."""
 
 
 _FAILURES: dict[int, type[CallFailed]] = {
@@ -538,6 +566,9 @@ async def open_connection(
             try:
                 yield connection
                 await connection.drain()
+            except BaseException:
+                await connection.say_last_words()
+                raise
             finally:
                 connection.lose(LossReason.LOCAL_CLOSE, "this side closed the connection")
                 nursery.cancel_scope.cancel(reason="connection closed")

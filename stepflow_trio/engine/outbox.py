@@ -107,6 +107,13 @@ class Outbox:
             self._room.unpark_all()
         return frames
 
+    def take_urgent(self) -> list[bytes]:
+        """Take the whole urgent lane; the calls stay."""
+        frames = list(self._urgent)
+        self._urgent.clear()
+        self._bytes -= sum(map(len, frames))
+        return frames
+
     async def wait_for_frames(self) -> None:
         """Wait, as the writer, until there is something to take or the outbox is closed."""
         if self._urgent or self._calls or self._closed:

@@ -51,3 +51,37 @@ def blob_content(data: Any, blob_type: str) -> bytes:
 def blob_id(content: bytes) -> str:
     """The lower-case hex SHA-256 of the content."""
     return hashlib.sha256(content).hexdigest()
+
+
+def may_be_content(id_: str, data: Any, blob_type: str) -> bool:
+    """Whether ``data``, as decoded from a message, can be what ``id_`` stands for.
+
+    Exact for binary data and for JSON without fractions or huge integers. Those are spelled differently by
+    different encoders, so that the text which was hashed cannot be told any more: they pass.
+    """
+    bare = normalize_blob_id(id_)
+    kind = normalize_blob_type(blob_type)
+    if bare is None or kind is None:
+        return True  # an old peer's own naming, which says nothing about the content
+    try:
+        content = blob_content(data, kind)
+    except ValueError:
+        return False
+    return blob_id(content) == bare or (kind != BINARY and _is_spelled_freely(data))
+
+
+def _is_spelled_freely(value: Any) -> bool:
+    pending = [value]
+    while pending:
+        match pending.pop():
+            case float():
+                return True
+            case int() as number if not -(2**63) <= number < 2**64:
+                return True
+            case list() as items:
+                pending.extend(items)
+            case dict() as members:
+                pending.extend(members.values())
+            case _:
+                pass
+    return False

@@ -7,6 +7,7 @@ typed payload is converted from those values later (:mod:`stepflow_trio.protocol
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import Any, cast
 
 import msgspec
@@ -44,10 +45,13 @@ _encode = msgspec.json.Encoder().encode
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 # The closing quote is optional, or an unterminated string would be searched again from each quote in it.
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
+_STEPS_AT_ONCE = 2**16
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 _PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
-_ENVELOPE_KEYS = (b'"id"', b'"method"', b'"params"', b'"result"', b'"error"', b'"jsonrpc"')
+_ENVELOPE_KEYS = ("jsonrpc", "id", "method", "params", "result", "error")
+_QUOTED_KEYS = tuple(f'"{key}"'.encode() for key in _ENVELOPE_KEYS)
 
 
 def decode(
@@ -59,11 +63,7 @@ def decode(
     except ValueError as exc:
         return Malformed(_parse_error(str(exc), len(frame)))
     if type(value) is dict:
-        if _may_repeat_keys(frame) and _repeats_keys(frame):
-            return Malformed(
-                _invalid("a key stands twice in the message object"), None, "method" not in value
-            )
-        return classify(cast("dict[str, Any]", value))
+        return _classify_unless_ambiguous(value, frame)
     if type(value) is list:
         items = cast("list[Any]", value)
         if not items:
@@ -72,7 +72,8 @@ def decode(
             return Malformed(
                 _invalid(f"a batch of {len(items)} messages; at most {max_batch_items} are accepted")
             )
-        return Batch(tuple(map(classify, items)))
+        texts = msgspec.json.decode(frame, type=list[msgspec.Raw])
+        return Batch(tuple(map(_classify_unless_ambiguous, items, map(bytes, texts))))
     return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
 
 
@@ -99,16 +100,16 @@ def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:
 def nests_deeper(text: bytes, limit: int) -> bool:
     """Whether brackets nest deeper than ``limit``, in linear time and without recursion.
 
-    Each round removes the innermost level, all of it at once. What is left when nothing can be removed is
-    unbalanced, so no JSON, and counts with its open brackets.
+    Both kinds count alike: where they do not match, the text is no JSON, and is not read beyond that place.
     """
-    brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
-    for removed in range(limit + 1):
-        left = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(left) == len(brackets):
-            return removed + left.count(b"[") + left.count(b"{") > limit
-        brackets = left
-    return True
+    steps = memoryview(_STRINGS.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)).cast("b")
+    level = 0
+    for start in range(0, len(steps), _STEPS_AT_ONCE):
+        levels = list(accumulate(steps[start : start + _STEPS_AT_ONCE], initial=level))
+        if max(levels) > limit:
+            return True
+        level = levels[-1]
+    return False
 
 
 def classify(value: Any) -> Request | Notification | Success | Failure | Malformed:
@@ -118,7 +119,7 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
     message = cast("dict[str, Any]", value)
     get = message.get
     id_: Any = get("id", UNSET)
-    id_is_valid = type(id_) is str or (type(id_) is int and MIN_ID <= id_ <= MAX_ID)
+    id_is_valid = _is_id(id_)
     own_id: RequestId | None = id_ if id_is_valid else None
     method = get("method", UNSET)
     if get("jsonrpc") != "2.0":
@@ -209,24 +210,49 @@ def _encode_frame(value: Any) -> bytes:
         raise LocalProtocolError(f"a value cannot be sent as JSON: {exc}") from exc
 
 
-def _may_repeat_keys(frame: bytes) -> bool:
-    # A repeated envelope key spells its name twice, or hides it behind an escape. Few frames do either.
-    return b"\\u00" in frame or any(frame.count(key) > 1 for key in _ENVELOPE_KEYS)
+def _classify_unless_ambiguous(
+    value: Any, text: bytes
+) -> Request | Notification | Success | Failure | Malformed:
+    """Classify ``value``, which ``text`` says, unless a key of the envelope stands there twice.
+
+    Of two ids the decoder keeps the last and other readers the first: each would see another message.
+    """
+    # A key that stands twice spells its name twice, or hides it behind an escape. Few messages do either.
+    if type(value) is dict and (b"\\u00" in text or any(text.count(quoted) > 1 for quoted in _QUOTED_KEYS)):
+        message = cast("dict[str, Any]", value)
+        if twice := _keys_that_stand_twice(text):
+            own_id = message["id"] if "id" not in twice and _is_id(message.get("id")) else None
+            names = ", ".join(f'"{key}"' for key in _ENVELOPE_KEYS if key in twice)
+            return Malformed(
+                _invalid(f"{names} must not stand twice in a message"),
+                own_id,
+                "method" not in message and _answers(message),
+            )
+    return classify(value)
 
 
-class _Value:
-    """Stands for any value while keys are counted."""
+class _Key:
+    """Stands for any key while keys are looked at, so that none of them is kept."""
 
 
-def _repeats_keys(frame: bytes) -> bool:
-    seen = 0
+_ANY_KEY = _Key()
 
-    def count(_type: type, _value: Any) -> _Value:
-        nonlocal seen
-        seen += 1
-        return _Value()
 
-    return len(msgspec.json.decode(frame, type=dict[str, _Value], dec_hook=count)) != seen
+def _keys_that_stand_twice(text: bytes) -> set[str]:
+    once: set[str] = set()
+    twice: set[str] = set()
+
+    def note(_type: type, key: str) -> _Key:
+        if key in _ENVELOPE_KEYS:
+            (twice if key in once else once).add(key)
+        return _ANY_KEY
+
+    msgspec.json.decode(text, type=dict[_Key, msgspec.Raw], dec_hook=note)
+    return twice
+
+
+def _is_id(id_: Any) -> bool:
+    return type(id_) is str or (type(id_) is int and MIN_ID <= id_ <= MAX_ID)
 
 
 def _answers(message: dict[str, Any]) -> bool:

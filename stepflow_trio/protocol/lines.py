@@ -18,20 +18,19 @@ class LineFramer:
     """Cuts a byte stream into lines.
 
     However the stream is cut into :meth:`feed` calls, the concatenated results are the same. Each byte is
-    looked at once. No more than ``max_frame_bytes`` are kept: a longer line is reported once, when it
-    crosses the limit, and skipped up to its end.
+    looked at once. No more than ``max_frame_bytes`` are kept: a line with more before its ``\\n`` is reported
+    once, when it crosses the limit, and skipped up to its end.
     """
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_frame_bytes = max_frame_bytes
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._kept = bytearray()  # a list of the pieces could cost many times their size
         self._skipping = False
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of the unfinished line that are kept."""
-        return self._size
+        return len(self._kept)
 
     def feed(self, data: bytes) -> list[bytes | FrameRejected]:
         """Take the next bytes; return the frames they complete. Never raises.
@@ -41,14 +40,13 @@ class LineFramer:
         *ends, rest = data.split(b"\n")
         frames: list[bytes | FrameRejected] = []
         for end in ends:
-            if self._parts or self._skipping:
+            if self._kept or self._skipping:
                 self._keep(end, frames)
-                line = b"".join(self._parts)
-                self._parts.clear()
-                self._size = 0
                 if self._skipping:
                     self._skipping = False
                     continue
+                line = bytes(self._kept)
+                self._kept.clear()
             elif len(end) > self._max_frame_bytes:
                 frames.append(self._too_long())
                 continue
@@ -63,25 +61,20 @@ class LineFramer:
 
     def feed_eof(self) -> list[FrameRejected]:
         """Say that the stream has ended: an unfinished line is reported, for it may be half a message."""
-        kept = b"".join(self._parts).strip(b" \t\r")
-        self._parts.clear()
-        self._size = 0
-        skipping, self._skipping = self._skipping, False
-        if not kept or skipping:
-            return []
-        return [FrameRejected(f"the stream ended {len(kept)} bytes into a line")]
+        kept = self._kept.strip(b" \t\r")
+        self._kept.clear()
+        self._skipping = False
+        return [FrameRejected(f"the stream ended {len(kept)} bytes into a line")] if kept else []
 
     def _keep(self, part: bytes, frames: list[bytes | FrameRejected]) -> None:
         if self._skipping:
             return
-        self._size += len(part)
-        if self._size > self._max_frame_bytes:
+        if len(self._kept) + len(part) > self._max_frame_bytes:
             self._skipping = True
-            self._parts.clear()
-            self._size = 0
+            self._kept.clear()
             frames.append(self._too_long())
         else:
-            self._parts.append(part)
+            self._kept += part
 
     def _too_long(self) -> FrameRejected:
         return FrameRejected(f"a line is longer than {self._max_frame_bytes} bytes")

@@ -207,6 +207,7 @@ class Peer:
         self._abandoned: deque[int] = deque()
         self._requests: dict[RequestId, InboundRequest] = {}
         self._last_id = 0
+        self._hung_up = False
         self._max_abandoned = max_abandoned
         self._max_nesting = max_nesting
         self._max_batch_items = max_batch_items
@@ -230,6 +231,11 @@ class Peer:
         return len(self._abandoned)
 
     @property
+    def abandoned(self) -> frozenset[int]:
+        """The ids of the tombstones."""
+        return frozenset(self._abandoned)
+
+    @property
     def requests(self) -> list[InboundRequest]:
         """The peer's requests that we have not answered."""
         return list(self._requests.values())
@@ -250,9 +256,11 @@ class Peer:
 
         Raises:
             LocalProtocolError: ``params`` cannot be encoded; nothing has changed.
-            ConnectionLost: the connection is closed.
+            ConnectionLost: the connection is closed, or :meth:`hang_up` said that no answer can come.
         """
         self._check_open()
+        if self._hung_up:
+            raise ConnectionLost(LossReason.PEER_CLOSED, "nothing more will arrive, so no answer either")
         id_ = self._last_id + 1
         frame = codec.encode_request(method, params, id_)
         self._last_id = id_
@@ -260,7 +268,12 @@ class Peer:
         return call, frame
 
     def notify(self, method: str, params: Any = UNSET) -> bytes:
-        """The frame of a notification. Raises as :meth:`call` does."""
+        """The frame of a notification.
+
+        Raises:
+            LocalProtocolError: ``params`` cannot be encoded; nothing has changed.
+            ConnectionLost: the connection is closed.
+        """
         self._check_open()
         frame = codec.encode_notification(method, params)
         self._advance(f"sent {method}")
@@ -336,6 +349,7 @@ class Peer:
         ended = self.calls
         self._calls.clear()
         self._abandoned.clear()
+        self._hung_up = True
         self.drain()
         return ended
 
@@ -376,14 +390,11 @@ class Peer:
         return [self._take_malformed(cast("Malformed", message), batch, slot)]
 
     def _take_request(self, request: Request, batch: _BatchAnswer | None, slot: int) -> list[Event]:
-        if self.phase is not Phase.READY and request.method not in ACCEPTED_EARLY[self.role]:
-            if self.phase is Phase.DRAINING:
-                error = ErrorObject(ErrorCode.OVERLOADED, "Shutting down", {"retry_after_s": 1.0})
-            else:
-                detail = f"{request.method!r} came before the connection was initialized"
-                error = ErrorObject(ErrorCode.NOT_INITIALIZED, "Not initialized", {"detail": detail})
-        elif self.phase is Phase.DRAINING:
+        if self.phase is Phase.DRAINING:
             error = ErrorObject(ErrorCode.OVERLOADED, "Shutting down", {"retry_after_s": 1.0})
+        elif self.phase is not Phase.READY and request.method not in ACCEPTED_EARLY[self.role]:
+            detail = f"{request.method!r} came before the connection was initialized"
+            error = ErrorObject(ErrorCode.NOT_INITIALIZED, "Not initialized", {"detail": detail})
         elif request.id in self._requests:
             detail = f"a request with id {request.id!r} is still in flight"
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
@@ -416,16 +427,14 @@ class Peer:
                 f"the peer could not read a message of ours: {failure.error.message} ({failure.error.code})"
             )
             return self._drop("peer_rejection", text)
-        call = self._settle(failure.id)
-        return AnsweredWithError(call, failure.error) if type(call) is Call else cast("Dropped", call)
+        return self._settle_with_error(failure.id, failure.error, garbled=False)
 
     def _take_malformed(self, malformed: Malformed, batch: _BatchAnswer | None, slot: int) -> Event:
         if not malformed.is_response:
             return self._reject(malformed.error, malformed.id, batch, slot)
         # An answer that cannot be read is an answer all the same: its caller must not wait for ever.
-        if type(malformed.id) is int and self._calls.get(malformed.id) is not None:
-            call = cast("Call", self._calls.pop(malformed.id))
-            return AnsweredWithError(call, malformed.error, garbled=True)
+        if type(malformed.id) is int and malformed.id in self._calls:
+            return self._settle_with_error(malformed.id, malformed.error, garbled=True)
         return self._drop("malformed_answer", str(malformed.error.data))
 
     def _settle(self, id_: RequestId) -> Call | Dropped:
@@ -437,6 +446,10 @@ class Peer:
                 self._abandoned.remove(id_)
                 return self._drop("late_answer", f"an answer to call {id_}, which was given up")
         return self._drop("unknown_answer", f"an answer to {id_!r}, which was never asked or is answered")
+
+    def _settle_with_error(self, id_: RequestId, error: ErrorObject, *, garbled: bool) -> Event:
+        call = self._settle(id_)
+        return AnsweredWithError(call, error, garbled) if type(call) is Call else cast("Dropped", call)
 
     def _reject(
         self, error: ErrorObject, id_: RequestId | None, batch: _BatchAnswer | None, slot: int = 0

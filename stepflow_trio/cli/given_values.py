@@ -1,0 +1,111 @@
+"""Values that the user gives: inputs and variables, from options, files and stdin, as JSON or YAML."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from stepflow_trio.cli.exits import Unusable
+from stepflow_trio.errors import FlowInvalid
+from stepflow_trio.flows.paths import json_type
+from stepflow_trio.flows.source import Source, read_source
+from stepflow_trio.flows.source_text import SourceLimits
+
+Format = Literal["json", "yaml"]
+
+STDIN = "-"
+
+_LIMITS = SourceLimits(max_bytes=2**40)
+"""No bound on size: these are the user's own files, and a worker may take what it likes."""
+
+
+def read_text_value(text: str | bytes, *, name: str, format: Format, line: int = 0) -> Any:
+    """The value that a JSON or YAML text says.
+
+    Args:
+        text: the text.
+        name: what to call it in an error.
+        format: which of the two it is.
+        line: the line of a larger text that this is; 0: it is all of it.
+
+    Raises:
+        FlowInvalid: it says none, such as a NaN or a key twice; with line and column.
+    """
+    try:
+        # The reader goes by the name's suffix.
+        source: Source = read_source(text, name=f"{name}.{format}", limits=_LIMITS)
+        if source.diagnostics:
+            raise FlowInvalid(source.diagnostics)
+    except FlowInvalid as exc:
+        moved = [
+            msgspec.structs.replace(
+                found,
+                place=msgspec.structs.replace(
+                    found.place, name=name, line=line + found.place.line - 1 if line else found.place.line
+                ),
+            )
+            for found in exc.diagnostics
+        ]
+        raise FlowInvalid(moved) from None
+    return source.value
+
+
+def read_value(path: str, *, stdin_format: Format = "json") -> Any:
+    """The value in a file, by its suffix JSON or YAML; ``-`` is stdin.
+
+    Raises:
+        Unusable: the file cannot be read.
+        FlowInvalid: there is no value in it.
+    """
+    if path == STDIN:
+        return read_text_value(_read_stdin(), name="<stdin>", format=stdin_format)
+    is_json = path.lower().endswith(".json")
+    return read_text_value(_read_file(path), name=path, format="json" if is_json else "yaml")
+
+
+def read_json_lines(path: str) -> list[Any]:
+    """The values of a file with one JSON value a line; ``-`` is stdin. Blank lines are passed over.
+
+    Raises:
+        Unusable: the file cannot be read.
+        FlowInvalid: a line is not a JSON value.
+    """
+    text = _read_stdin() if path == STDIN else _read_file(path)
+    name = "<stdin>" if path == STDIN else path
+    return [
+        read_text_value(line, name=name, format="json", line=number)
+        for number, line in enumerate(text.split(b"\n"), 1)
+        if line.strip()
+    ]
+
+
+def require_object(value: Any, *, what: str) -> dict[str, Any]:
+    """``value``, which must be a JSON object.
+
+    Raises:
+        Unusable: it is something else.
+    """
+    if not isinstance(value, dict):
+        raise Unusable(f"{what}: error: must be an object with a member for each name, not {json_type(value)}")
+    return cast("dict[str, Any]", value)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read()
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise Unusable(f"{path}: error: the file cannot be read: {why}") from exc
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
+        raise Unusable("<stdin>: error: stdin is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as exc:
+        raise Unusable(f"<stdin>: error: stdin cannot be read: {exc.strerror}") from exc

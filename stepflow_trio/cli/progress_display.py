@@ -1,0 +1,200 @@
+"""Progress on a terminal: what has happened scrolls by, what is happening stands below and moves."""
+
+from __future__ import annotations
+
+import trio
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from stepflow_trio.cli.plain_text import count, duration, plain_line, plain_lines
+from stepflow_trio.cli.run_state import RunState, WatchedStep
+from stepflow_trio.flows.results import Failed
+from stepflow_trio.runtime.events import (
+    Event,
+    ItemEnded,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+    StepProgressed,
+    StepRetrying,
+    StepStarted,
+    WorkerEnded,
+    WorkerLine,
+    WorkerStarted,
+)
+
+REDRAW_INTERVAL_S = 0.1
+"""Often enough to look alive; whatever happens in between costs no drawing."""
+
+BAR_WIDTH = 20
+
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_ASCII_SPINNER = "|/-\\"
+
+
+class ProgressDisplay:
+    """Draws to stderr, which must be a terminal, from when it is made until `close`."""
+
+    def __init__(self) -> None:
+        self._state = RunState()
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._has_unicode = self._console.encoding.lower().startswith("utf")
+        self._lines: list[Text] = []
+        self._is_broken = False
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def observe(self, event: Event) -> None:
+        """Take in an event; it is shown at the next redrawing."""
+        match event:
+            case RunStarted() | ItemEnded() | RunEnded():
+                self._observe_run(event)
+            case StepStarted() | StepProgressed():
+                self._state.take_step(event)
+            case StepRetrying() | StepEnded():
+                self._observe_step(event)
+            case WorkerStarted():
+                self._say("·", f"worker {event.plugin} started" + (f", pid {event.pid}" if event.pid else ""))
+            case WorkerLine():
+                self._lines.append(Text.assemble((f"{event.plugin} | ", "cyan"), plain_line(event.text)))
+            case WorkerEnded() if not self._state.is_over:
+                self._say("!", f"worker {event.plugin} ended: {event.detail}", "yellow")
+            case _:
+                pass
+
+    def warn(self, text: str) -> None:
+        """Show something that is no event."""
+        self._lines += [Text(line, "yellow") for line in plain_lines(text)]
+
+    async def keep_showing(self) -> None:
+        """Redraw until cancelled."""
+        while True:
+            self._redraw()
+            await trio.sleep(REDRAW_INTERVAL_S)
+
+    def close(self) -> None:
+        """Show what is left, remove what moves, and give the terminal back."""
+        self._state.steps.clear()
+        self._redraw(is_last=True)
+        try:
+            self._live.stop()
+        except OSError:
+            self._is_broken = True
+
+    # ---- what scrolls by ------------------------------------------------------------------------------
+
+    def _observe_run(self, event: RunStarted | ItemEnded | RunEnded) -> None:
+        run = self._state.take_run(event)
+        if run is None:
+            return
+        if isinstance(event, RunStarted):
+            if run.is_main:
+                self._lines.append(Text(f"run_id: {event.run_id}"))
+        elif isinstance(event, ItemEnded):
+            if run.is_batch and isinstance(event.result, Failed):
+                error = event.result.error
+                named = f"{run.name + ': ' if run.name else ''}item {event.item_index}"
+                self._say("✗", f"{named} failed: {error.message} (code {error.code})", "red")
+        elif run.is_main and event.status == "completed":
+            items = f"{count(run.total_items, 'item')}, " if run.is_batch else ""
+            took = duration(self._state.now())
+            self._say("✓", f"completed: {items}{count(run.ended_steps, 'step')} in {took}", "green")
+
+    def _observe_step(self, event: StepRetrying | StepEnded) -> None:
+        step = self._state.take_step(event)
+        if step is None:
+            return
+        took = duration(self._state.now() - step.started_at)
+        if isinstance(event, StepRetrying):
+            again = f"attempt {event.attempt + 1} in {duration(event.delay_s)}"
+            text = f"{step.label} failed, {again}: {event.error.message} (code {event.error.code})"
+            self._say("↻", text, "yellow")
+        elif isinstance(event.result, Failed):
+            error = event.result.error
+            self._say("✗", f"{step.label} failed after {took}: {error.message} (code {error.code})", "red")
+        elif step.run.is_main and not step.run.is_batch:
+            self._say("✓", f"{step.label}  {step.component}  {took}", "green")
+
+    def _say(self, sign: str, text: str, style: str = "dim") -> None:
+        sign = sign if self._has_unicode else {"✓": "+", "✗": "x", "↻": "~", "·": "-"}.get(sign, sign)
+        first, *others = plain_lines(text)
+        self._lines.append(Text.assemble((f"{sign} ", style), (first, "" if style == "green" else style)))
+        self._lines += [Text(f"  {line}", style) for line in others]
+
+    # ---- what moves -----------------------------------------------------------------------------------
+
+    def _redraw(self, *, is_last: bool = False) -> None:
+        if self._is_broken:
+            return
+        lines, self._lines = self._lines, []
+        try:
+            # One write for all that has scrolled by; a flood of lines costs one redrawing.
+            if lines:
+                self._console.print(Text("\n").join(lines), soft_wrap=True)
+            self._live.update(Text("") if is_last else self._moving_part(), refresh=True)
+        except OSError:
+            # The terminal is gone; the run goes on, its result has its own way out.
+            self._is_broken = True
+
+    def _moving_part(self) -> Group | Text:
+        main = self._state.main
+        if main is None:
+            return Text(f"{self._spinner()} starting")
+        steps = list(self._state.steps.values())
+        fitting = max(1, self._console.size.height - 4)
+        shown = steps if len(steps) <= fitting else steps[: fitting - 1]
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=40)
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim", max_width=40)
+        table.add_column(no_wrap=True, justify="right", min_width=6)
+        table.add_column(no_wrap=True, width=BAR_WIDTH)
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for step in shown:
+            table.add_row(*self._row(step))
+        parts: list[Table | Text] = [table] if shown else []
+        if len(shown) < len(steps):
+            parts.append(Text(f"  and {len(steps) - len(shown):,} more steps", "dim"))
+        parts.append(Text(self._summary(), "dim", no_wrap=True, overflow="ellipsis"))
+        return Group(*parts)
+
+    def _row(self, step: WatchedStep) -> tuple[Text | ProgressBar, ...]:
+        now = self._state.now()
+        message = plain_line(step.message)
+        if step.waits_until is not None:
+            message = f"attempt {step.attempt + 1} in {duration(max(0.0, step.waits_until - now))}"
+        elif step.attempt > 1:
+            message = f"attempt {step.attempt} {message}".rstrip()
+        percent = "" if step.fraction is None else f"{step.fraction:.0%} "
+        bar = Text("") if step.fraction is None else ProgressBar(1.0, step.fraction, BAR_WIDTH)
+        return (
+            Text(self._spinner(), "cyan"),
+            Text(plain_line(step.label)),
+            Text(plain_line(step.component)),
+            Text(duration(now - step.started_at)),
+            bar,
+            Text(percent + message),
+        )
+
+    def _summary(self) -> str:
+        run = self._state.main
+        if run is None:
+            return ""
+        summary = f"{count(run.ended_steps, 'step')} done, {len(self._state.steps)} running"
+        if run.is_batch:
+            failed = f", {run.failed_items:,} failed" if run.failed_items else ""
+            summary = f"{run.ended_items:,} of {count(run.total_items, 'item')}{failed}; {summary}"
+        return f"  {summary}, {duration(self._state.now())}"
+
+    def _spinner(self) -> str:
+        frames = _SPINNER if self._has_unicode else _ASCII_SPINNER
+        return frames[int(self._state.now() / REDRAW_INTERVAL_S) % len(frames)]

@@ -1,0 +1,91 @@
+"""Where results go: stdout, or a file that is complete or untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepflow_trio.cli.exits import Unusable
+from stepflow_trio.errors import StepflowError
+from stepflow_trio.flows.results import FlowResult
+from stepflow_trio.protocol.codec import encode_json
+
+
+class ResultsOutput:
+    """Writes flow results as JSON: one value, or for a batch one a line.
+
+    Made before the run, so that an output that cannot be written is found before the work is done.
+
+    Args:
+        path: the file; None: stdout.
+
+    Raises:
+        Unusable: the file could not be written.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = Path(path) if path is not None else None
+        if self._path is None:
+            return
+        directory = self._path.parent
+        if self._path.is_dir():
+            raise Unusable(f"{path}: error: is a directory; --output names a file")
+        if not directory.is_dir():
+            raise Unusable(f"{path}: error: there is no directory {directory}")
+        if not os.access(self._path if self._path.exists() else directory, os.W_OK):
+            raise Unusable(f"{path}: error: may not be written")
+
+    def write(self, results: Sequence[FlowResult], *, is_batch: bool) -> None:
+        """Write the results, in order.
+
+        Raises:
+            BrokenPipeError: nobody reads stdout any more.
+            StepflowError: they could not be written.
+        """
+        if is_batch:
+            data = b"".join(encode_json(result.to_json()) + b"\n" for result in results)
+        elif self._path is None and sys.stdout is not None and sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdout is None when closed at the start
+            # For a reader: as many lines as it has members.
+            data = json.dumps(results[0].to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
+        else:
+            data = encode_json(results[0].to_json()) + b"\n"
+        try:
+            if self._path is not None:
+                _write_file(self._path, data)
+            elif sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]: likewise
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            else:
+                raise StepflowError("the result cannot be written: stdout is closed")
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            where = self._path or "stdout"
+            raise StepflowError(f"the result cannot be written to {where}: {exc.strerror}") from exc
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe: nothing there to replace
+        return
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

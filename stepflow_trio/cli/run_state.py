@@ -1,0 +1,129 @@
+"""How the runs that are being watched stand: what every way of showing progress has in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stepflow_trio.flows.results import Failed
+from stepflow_trio.runtime.events import (
+    Event,
+    ItemEnded,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+    StepProgressed,
+    StepRetrying,
+    StepStarted,
+)
+
+
+@dataclass(slots=True, eq=False)
+class WatchedRun:
+    """A run that has started."""
+
+    name: str
+    """What tells it from others; empty for the run that the command is about."""
+    total_items: int
+    ended_items: int = 0
+    failed_items: int = 0
+    ended_steps: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the run that the command is about."""
+        return not self.name
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it has other than one item, so that its steps need to say which one they belong to."""
+        return self.total_items != 1
+
+
+@dataclass(slots=True, eq=False)
+class WatchedStep:
+    """A step that has started, in one item of a run."""
+
+    run: WatchedRun
+    label: str
+    component: str
+    started_at: float
+    attempt: int = 1
+    fraction: float | None = None
+    """How far it is, 0 to 1, where its worker says so."""
+    message: str = ""
+    waits_until: float | None = None
+    """When it is tried again, if its last attempt has failed."""
+    logged_at: float = float("-inf")
+    """When its progress was last written down."""
+
+
+class RunState:
+    """The first run that starts is the one that the command is about; others are runs of its components."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_at = clock()
+        self._runs: dict[str, WatchedRun] = {}
+        self._same_step: dict[tuple[str, str], list[WatchedStep]] = {}
+        self.main: WatchedRun | None = None
+        self.is_over = False
+        """Whether the run that the command is about has ended."""
+        self.steps: dict[tuple[str, int, str], WatchedStep] = {}
+        """The steps that run, by run, item and id, in the order in which they started."""
+
+    def now(self) -> float:
+        """Seconds since the command began to watch."""
+        return self._clock() - self._began_at
+
+    def take_run(self, event: RunStarted | ItemEnded | RunEnded) -> WatchedRun | None:
+        """Take in what happened to a run, and return how it stands; None for one that is not known."""
+        if isinstance(event, RunStarted):
+            name = f"{event.flow_name or 'run'} {event.run_id[:8]}" if self.main else ""
+            run = self._runs[event.run_id] = WatchedRun(name, event.total_items)
+            self.main = self.main or run
+            return run
+        if isinstance(event, RunEnded):
+            run = self._runs.pop(event.run_id, None)
+            self.is_over = self.is_over or (run is not None and run.is_main)
+            return run
+        run = self._runs.get(event.run_id)
+        if run is not None:
+            run.ended_items += 1
+            run.failed_items += isinstance(event.result, Failed)
+        return run
+
+    def take_step(self, event: StepStarted | StepProgressed | StepRetrying | StepEnded) -> WatchedStep | None:
+        """Take in what happened to a step, and return how it stands; None for one that is not known.
+
+        A report of progress does not say of which item it is, so it is lost where several are at its step.
+        """
+        if isinstance(event, StepProgressed):
+            same = self._same_step.get((event.run_id, event.step_id), ())
+            if len(same) != 1:
+                return None
+            same[0].fraction, same[0].message = event.fraction, event.message or ""
+            return same[0]
+        key = (event.run_id, event.item_index, event.step_id)
+        step = self.steps.get(key)
+        if isinstance(event, StepStarted):
+            if step is None and (run := self._runs.get(event.run_id)) is not None:
+                step = self.steps[key] = WatchedStep(run, _label(run, event), event.component, self.now())
+                self._same_step.setdefault((event.run_id, event.step_id), []).append(step)
+            if step is not None:
+                step.attempt, step.fraction, step.message, step.waits_until = event.attempt, None, "", None
+        elif step is not None and isinstance(event, StepRetrying):
+            step.fraction, step.waits_until = None, self.now() + event.delay_s
+        elif step is not None:
+            step.run.ended_steps += 1
+            del self.steps[key]
+            self._same_step[event.run_id, event.step_id].remove(step)
+            if not self._same_step[event.run_id, event.step_id]:
+                del self._same_step[event.run_id, event.step_id]
+        return step
+
+
+def _label(run: WatchedRun, event: StepStarted) -> str:
+    item = f"item {event.item_index}: " if run.is_batch else ""
+    return f"{run.name + ': ' if run.name else ''}{item}{event.step_id}"

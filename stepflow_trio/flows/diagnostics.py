@@ -1,0 +1,167 @@
+"""What can be wrong with a flow, and how it is shown: what, where and what to do instead.
+
+Kinds and codes are those of the public Stepflow releases where one fits; x9xx are ours. The thousands give
+the level: 1xxx is a warning, 2xxx an error, 3xxx fatal. A flow with a fatal diagnostic cannot be represented;
+one with an error can, but should not be run.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Literal
+
+import msgspec
+
+from stepflow_trio.flows.paths import JsonPath, render_path
+
+__all__ = ["Diagnostic", "DiagnosticKind", "Finding", "Place", "printable"]
+
+Level = Literal["warning", "error", "fatal"]
+
+_MAX_MESSAGE = 600
+_MAX_EXCERPT = 160
+"""Characters of a source line shown at most, around the fault."""
+
+
+class DiagnosticKind(enum.Enum):
+    """A kind's name and its code."""
+
+    UNREACHABLE_STEP = ("unreachableStep", 1000)
+    MISSING_FLOW_NAME = ("missingFlowName", 1001)
+    MISSING_FLOW_DESCRIPTION = ("missingFlowDescription", 1002)
+    MISSING_VARIABLE_SCHEMA = ("missingVariableSchema", 1004)
+    UNKNOWN_FIELD = ("unknownField", 1900)
+    """Ours: a field that nobody reads."""
+    OLD_SYNTAX = ("oldSyntax", 1901)
+    """Ours: an earlier release's way to write it; read where its meaning is plain."""
+    BARE_PATH = ("barePath", 1902)
+    """Ours: a path without ``$`` that looks like several segments but is one field name."""
+
+    UNDEFINED_VARIABLE = ("undefinedVariable", 2004)
+    UNDEFINED_REQUIRED_VARIABLE = ("undefinedRequiredVariable", 2005)
+    INVALID_COMPONENT = ("invalidComponent", 2500)
+    MISSPELLED_FIELD = ("misspelledField", 2900)
+    """Ours: an unknown field that is all but certainly a known one with a typing error."""
+
+    DUPLICATE_STEP_ID = ("duplicateStepId", 3000)
+    EMPTY_STEP_ID = ("emptyStepId", 3001)
+    SELF_REFERENCE = ("selfReference", 3002)
+    UNDEFINED_STEP_REFERENCE = ("undefinedStepReference", 3003)
+    INVALID_REFERENCE_EXPRESSION = ("invalidReferenceExpression", 3004)
+    SYNTAX_ERROR = ("syntaxError", 3900)
+    """Ours: the text is neither YAML nor JSON."""
+    DUPLICATE_KEY = ("duplicateKey", 3901)
+    """Ours: a mapping has a key twice."""
+    LIMIT_EXCEEDED = ("limitExceeded", 3902)
+    """Ours: too large, too deeply nested, or too much repetition by YAML aliases."""
+    WRONG_TYPE = ("wrongType", 3903)
+    """Ours: a field has a value of another type or outside its range."""
+    MISSING_FIELD = ("missingField", 3904)
+    """Ours: a required field is absent."""
+    UNREADABLE = ("unreadable", 3905)
+    """Ours: the file cannot be read, or is not UTF-8 text."""
+    REFERENCE_CYCLE = ("referenceCycle", 3906)
+    """Ours: steps that wait for each other in a ring."""
+    FORWARD_REFERENCE = ("forwardReference", 3907)
+    """Ours: a step refers to a later step."""
+    NOT_JSON = ("notJson", 3908)
+    """Ours: a value that JSON cannot represent."""
+
+    @property
+    def code(self) -> int:
+        """The number that identifies the kind on the wire."""
+        return self.value[1]
+
+    @property
+    def level(self) -> Level:
+        """How serious it is, by the code's thousands."""
+        return "fatal" if self.code >= 3000 else "error" if self.code >= 2000 else "warning"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A place in a source: ``line`` and ``column`` count from 1 and are 0 where the source has no text."""
+
+    name: str
+    line: int = 0
+    column: int = 0
+    excerpt: str = ""
+    """The whole line."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}:{self.column}" if self.line else self.name
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A diagnostic before its place in the source is known."""
+
+    kind: DiagnosticKind
+    message: str
+    path: JsonPath = ()
+    suggestion: str = ""
+    at_key: bool = False
+    """Point at the key of ``path``'s last segment, not at its value."""
+
+
+class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing found in a flow.
+
+    ``message`` says what is wrong, ``path`` where in the flow's value, ``place`` where in its source, and
+    ``suggestion`` what to write instead, or nothing.
+    """
+
+    kind: DiagnosticKind
+    message: str
+    path: JsonPath = ()
+    place: Place
+    suggestion: str = ""
+
+    @property
+    def code(self) -> int:
+        """`DiagnosticKind.code`."""
+        return self.kind.code
+
+    @property
+    def level(self) -> Level:
+        """`DiagnosticKind.level`."""
+        return self.kind.level
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that the REST API shows; ``formatted`` is the message without its source excerpt."""
+        shown: dict[str, Any] = {
+            "kind": self.kind.value[0],
+            "code": self.code,
+            "level": self.level,
+            "formatted": f"{self.message}; {self.suggestion}" if self.suggestion else self.message,
+        }
+        if self.path:
+            shown["path"] = render_path(self.path)
+        return shown
+
+    def __str__(self) -> str:
+        """``file:line:column: level: message``, the source line with a caret, and the suggestion."""
+        level = "warning" if self.level == "warning" else "error"
+        where = printable(render_path(self.path))
+        lines = [f"{printable(str(self.place))}: {level}: {self.message} [{self.code} at {where}]"]
+        if self.place.line and self.place.excerpt.strip():
+            margin = f"{self.place.line:>5} | "
+            excerpt, column = _window(self.place.excerpt, self.place.column)
+            lines += [margin + excerpt, " " * (len(margin) - 2) + "| " + " " * (column - 1) + "^"]
+        if self.suggestion:
+            lines.append(f"      = {self.suggestion}")
+        return "\n".join(lines)
+
+
+def _window(line: str, column: int) -> tuple[str, int]:
+    """The part of a line around a column, and the column within it; control characters become spaces."""
+    start = max(0, min(column - _MAX_EXCERPT // 2, len(line) - _MAX_EXCERPT))
+    shown = line[start : start + _MAX_EXCERPT].rstrip()
+    return "".join(c if c.isprintable() else " " for c in shown), column - start
+
+
+def printable(text: str) -> str:
+    """``text`` cut to a bearable length, with everything escaped that a terminal or a log stumbles over."""
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE - 20]} … {text[-17:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,69 @@
+"""Changes to a flow's steps for one run: JSON Merge Patch (RFC 7396), step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from stepflow_trio.errors import ErrorCode, RpcError
+from stepflow_trio.flows.suggestions import did_you_mean
+
+
+def apply_overrides(flow: Any, overrides: Mapping[str, Any] | None) -> Any:
+    """A copy of ``flow``, a flow as JSON, with ``{"steps": {id: {"$type"?, "value"}}}`` applied.
+
+    A null in a patch deletes what it stands for. What is not patched is shared with ``flow``.
+
+    Raises:
+        RpcError: −32004, the overrides are malformed, of another type than ``merge_patch``, or name a step
+            that the flow does not have.
+    """
+    patches: Any = overrides.get("steps") if overrides is not None else None
+    if patches is None:
+        return flow
+    if not isinstance(patches, Mapping) or not isinstance(flow, dict):
+        raise _refused('overrides must be {"steps": {step id: {"value": …}}}')
+    patches = dict(cast("Mapping[str, Any]", patches))
+    patched = dict(cast("dict[str, Any]", flow))
+    steps: list[Any] = []
+    ids: list[str] = []
+    for step in patched.get("steps") or []:
+        step_id = cast("dict[str, Any]", step).get("id") if isinstance(step, dict) else None
+        if isinstance(step_id, str):
+            ids.append(step_id)
+        has_patch = isinstance(step_id, str) and step_id in patches
+        steps.append(merge_patch(step, _value_of(patches.pop(step_id), step_id)) if has_patch else step)
+    if patches:
+        unknown = next(iter(patches))
+        hint = did_you_mean(unknown, ids)
+        raise _refused(
+            f'overrides name step "{unknown}", which the flow does not have{f"; {hint}" if hint else ""}'
+        )
+    return {**patched, "steps": steps}
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396: ``patch`` applied to ``target``; neither is changed."""
+    if not isinstance(patch, dict):
+        return patch
+    merged: dict[str, Any] = dict(cast("dict[str, Any]", target)) if isinstance(target, dict) else {}
+    for key, value in cast("dict[str, Any]", patch).items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+def _value_of(override: Any, step_id: str) -> Any:
+    match override:
+        case {"$type": kind} if kind != "merge_patch":
+            raise _refused(f'the override of step "{step_id}" has type {kind!r}; only merge_patch exists')
+        case {"value": value}:
+            return value
+        case _:
+            raise _refused(f'the override of step "{step_id}" has no "value"')
+
+
+def _refused(message: str) -> RpcError:
+    return RpcError(ErrorCode.INVALID_VALUE, message)

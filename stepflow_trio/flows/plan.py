@@ -1,0 +1,220 @@
+"""The scheduler of one run, as a pure data structure: step results in, steps to start out."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.flows.evaluation import Evaluation
+from stepflow_trio.flows.expressions import Expression
+from stepflow_trio.flows.model import Flow, Step, UseDefault
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.flows.variables import variable_defaults
+
+__all__ = ["Plan", "ReadyStep", "StepStatus"]
+
+
+class StepStatus(enum.Enum):
+    """Where a step of a run stands."""
+
+    BLOCKED = "blocked"
+    """It waits for other steps, or nobody has needed it yet."""
+    RUNNABLE = "runnable"
+    """It may start."""
+    RUNNING = "running"
+    """It was handed out and has no result yet."""
+    COMPLETED = "completed"
+    """It succeeded, if only with its default."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """The run is over and did not need it."""
+
+
+class ReadyStep(msgspec.Struct, frozen=True):
+    """A step that may start now, and the value of its input."""
+
+    step: Step
+    input: Any
+
+
+class Plan:
+    """Decides which steps of one run start when, and what the run comes to.
+
+    A step runs if the output, a step that runs, or ``mustExecute`` needs it, and as soon as its input is
+    known. Nothing fails fast: what is needed runs to its end. A step whose input cannot be evaluated fails
+    without running; ``onError: useDefault`` turns any failure of a step into its default; a failure reaches
+    everyone who reads that step. The run fails with the output's failure, else with that of the first
+    ``mustExecute`` step that failed.
+
+    It is deterministic: a plan of the same flow, input and variables that is given the same results, in an
+    order in which they can occur, is in the same state. So a run is rebuilt by replaying the results on a new
+    plan, taking what is ready before each. All calls together take time in proportion to the flow's size.
+
+    Args:
+        flow: a flow without fatal diagnostics; references to steps that do not exist fail with −32201.
+        input: the run's input. Inputs and results are shared, not copied, and must not be changed.
+        variables: the run's variables; the flow's schema defaults stand behind them.
+
+    Raises:
+        LocalProtocolError: if steps wait for each other in a ring, which the flow's reader refuses.
+
+    """
+
+    def __init__(self, flow: Flow, input: Any, *, variables: Mapping[str, Any] | None = None) -> None:
+        self._flow = flow
+        self._input = input
+        self._variables = {**variable_defaults(flow.schemas), **(variables or {})}
+        self._position = {step.id: index for index, step in enumerate(flow.steps)}
+        self._results: dict[str, FlowResult] = {}
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._demanded: deque[str] = deque()
+        self._settled: deque[str] = deque()
+        self._open: set[str] = set()
+        self._ready: dict[str, ReadyStep] = {}
+        self._running: set[str] = set()
+        self._result: FlowResult | None = None
+
+        for step in flow.steps:
+            if step.must_execute:
+                self._demand(step.id)
+        self._output = self._evaluate(flow.output, None)
+        self._advance()
+
+    @property
+    def result(self) -> FlowResult | None:
+        """What the run came to; None until everything that it needs is finished."""
+        return self._result
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The steps that were handed out and have no result yet."""
+        return frozenset(self._running)
+
+    def take_ready(self) -> list[ReadyStep]:
+        """The steps that may start now and were not handed out before, in the order of the flow."""
+        ready = sorted(self._ready.values(), key=lambda r: self._position[r.step.id])
+        self._running.update(self._ready)
+        self._ready.clear()
+        return ready
+
+    def record(self, step_id: str, result: FlowResult) -> None:
+        """Take the final result of a step that `take_ready` handed out, after whatever retries it had.
+
+        Raises `LocalProtocolError`, and changes nothing, for any other step.
+        """
+        if step_id not in self._running:
+            raise LocalProtocolError(self._why_not_running(step_id))
+        self._running.remove(step_id)
+        self._settle(step_id, result)
+        self._advance()
+
+    def result_of(self, step_id: str) -> FlowResult | None:
+        """What a step came to, its default applied; None as long as it is not finished, or never needed."""
+        return self._results.get(step_id)
+
+    def statuses(self) -> dict[str, StepStatus]:
+        """Where every step stands, in the order of the flow."""
+        return {step.id: self._status(step.id) for step in self._flow.steps}
+
+    def _status(self, step_id: str) -> StepStatus:
+        result = self._results.get(step_id)
+        if result is not None:
+            return StepStatus.COMPLETED if isinstance(result, Success) else StepStatus.FAILED
+        if step_id in self._running:
+            return StepStatus.RUNNING
+        if step_id in self._ready:
+            return StepStatus.RUNNABLE
+        return StepStatus.BLOCKED if self._result is None else StepStatus.SKIPPED
+
+    def _demand(self, step_id: str) -> None:
+        if step_id not in self._open and step_id not in self._results:
+            self._open.add(step_id)
+            self._demanded.append(step_id)
+
+    def _evaluate(self, expression: Expression, step: Step | None) -> Evaluation:
+        evaluation = Evaluation(
+            expression, input=self._input, variables=self._variables, results=self._results
+        )
+        self._follow(_Waiter(evaluation, step))
+        return evaluation
+
+    def _follow(self, waiter: _Waiter) -> None:
+        """Demand what an evaluation needs by now, and act on its outcome, once there is one."""
+        for needed in waiter.evaluation.take_needs():
+            self._waiters.setdefault(needed, []).append(waiter)
+            self._demand(needed)
+        outcome = waiter.evaluation.outcome
+        if outcome is None or waiter.step is None:
+            return
+        if isinstance(outcome, Failed):
+            self._settle(waiter.step.id, outcome)
+        else:
+            self._ready[waiter.step.id] = ReadyStep(waiter.step, outcome.result)
+
+    def _settle(self, step_id: str, result: FlowResult) -> None:
+        position = self._position.get(step_id)
+        if position is not None and isinstance(result, Failed):
+            on_error = self._flow.steps[position].on_error
+            if isinstance(on_error, UseDefault):
+                result = Success(on_error.value)
+        self._results[step_id] = result
+        self._open.remove(step_id)
+        self._settled.append(step_id)
+
+    def _advance(self) -> None:
+        """Work off what has been demanded and settled. Queues, not recursion: a chain can be any length."""
+        while self._demanded or self._settled:
+            if self._settled:
+                step_id = self._settled.popleft()
+                for waiter in self._waiters.pop(step_id, ()):
+                    waiter.evaluation.supply(step_id)
+                    self._follow(waiter)
+            else:
+                self._begin(self._demanded.popleft())
+        if not self._open:
+            self._result = self._conclusion()
+        elif not self._ready and not self._running:
+            stuck = ", ".join(sorted(self._open, key=lambda s: self._position[s])[:5])
+            raise LocalProtocolError(f"these steps of the flow wait for each other in a ring: {stuck}")
+
+    def _begin(self, step_id: str) -> None:
+        position = self._position.get(step_id)
+        if position is not None:
+            step = self._flow.steps[position]
+            self._evaluate(step.input, step)
+            return
+        hint = did_you_mean(step_id, self._position)
+        message = f'the flow has no step "{step_id}"'
+        error = FlowError(int(ErrorCode.ENTITY_NOT_FOUND), f"{message}; {hint}" if hint else message)
+        self._settle(step_id, Failed(error))
+
+    def _conclusion(self) -> FlowResult:
+        output = self._output.outcome
+        if output is None:
+            raise LocalProtocolError("the flow's output waits for no step and has no value")
+        if isinstance(output, Success):
+            for step in self._flow.steps:
+                if step.must_execute and isinstance(result := self._results[step.id], Failed):
+                    return result
+        return output
+
+    def _why_not_running(self, step_id: str) -> str:
+        if step_id not in self._position:
+            hint = did_you_mean(step_id, self._position)
+            return f'the flow has no step "{step_id}"{"; " + hint if hint else ""}'
+        if step_id in self._results:
+            return f'step "{step_id}" has its result already'
+        return f'step "{step_id}" was not started: it is {self._status(step_id).value}'
+
+
+class _Waiter(msgspec.Struct, frozen=True, eq=False):
+    """An evaluation and the step whose input it is; None: the flow's output."""
+
+    evaluation: Evaluation
+    step: Step | None

@@ -1,0 +1,243 @@
+"""The components that the runtime itself offers (PARITY C1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from stepflow_trio.errors import ErrorCode, FlowInvalid, RpcError
+from stepflow_trio.flows.model import Flow, flow_id
+from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.flows.results import Success
+from stepflow_trio.flows.source import read_source
+from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.protocol.methods import split_validation_error
+from stepflow_trio.protocol.payloads import ComponentInfo, Observability
+from stepflow_trio.runtime.callbacks import load_blob, load_flow, store_blob
+from stepflow_trio.runtime.plugins import failure_from
+from stepflow_trio.runtime.runs import Run, Runs, outcome_of
+from stepflow_trio.runtime.stores import BlobStore
+
+MAX_FILE_BYTES = 64 * 2**20
+"""Largest file that ``/load_file`` reads: what fits into one message."""
+
+
+class CreateMessagesInput(Struct, frozen=True):
+    """The texts of a chat's first messages."""
+
+    user_prompt: str
+    system_instructions: str | None = None
+
+
+class PutBlobInput(Struct, frozen=True):
+    """What to store."""
+
+    data: Any
+    blob_type: str
+
+
+class GetBlobInput(Struct, frozen=True):
+    """What to read."""
+
+    blob_id: str
+
+
+class LoadFileInput(Struct, frozen=True):
+    """A file, and how to read it: by its ending where ``format`` is absent."""
+
+    path: str
+    format: str | None = None
+
+
+class EvalInput(Struct, frozen=True):
+    """A stored flow and its input."""
+
+    flow_id: str
+    input: Any
+
+
+class MapInput(Struct, frozen=True):
+    """A flow and one input for each item."""
+
+    workflow: dict[str, Any]
+    items: list[Any]
+    max_concurrency: int | None = None
+
+
+class IterateInput(Struct, frozen=True):
+    """A flow that is run again on its own ``next`` until it returns a ``result``."""
+
+    flow: dict[str, Any]
+    initial_input: Any
+    max_iterations: int = 1000
+
+
+class BuiltinPlugin:
+    """Executes the runtime's own components.
+
+    A failure of theirs carries a code of the component's range: trying again would not help, so they are
+    never retried as transport errors.
+    """
+
+    def __init__(self, store: BlobStore, runs: Runs) -> None:
+        self._store = store
+        self._runs = runs
+        self._components: dict[str, tuple[type[Any], Callable[[Any, Run | None], Awaitable[Any]], str]] = {
+            "/create_messages": (CreateMessagesInput, _create_messages, "Build the messages of a chat."),
+            "/put_blob": (PutBlobInput, self._put_blob, "Store data as a blob."),
+            "/get_blob": (GetBlobInput, self._get_blob, "Read a blob."),
+            "/load_file": (LoadFileInput, _load_file, "Read a file of the runtime's machine."),
+            "/eval": (EvalInput, self._eval, "Run a stored flow."),
+            "/map": (MapInput, self._map, "Run a flow for each item of a list."),
+            "/iterate": (IterateInput, self._iterate, "Run a flow until it returns a result."),
+        }
+
+    async def list_components(self) -> list[ComponentInfo]:
+        """What there is; see :meth:`Plugin.list_components`."""
+        await trio.lowlevel.checkpoint()
+        return [
+            ComponentInfo(
+                component=path, description=description, input_schema=msgspec.json.schema(input_type)
+            )
+            for path, (input_type, _, description) in self._components.items()
+        ]
+
+    async def execute(
+        self,
+        component: str,
+        input: Any,
+        *,
+        attempt: int,
+        observability: Observability,
+        deadline: float,
+    ) -> Any:
+        """Execute a component; see :meth:`Plugin.execute`."""
+        await trio.lowlevel.checkpoint()
+        try:
+            known = self._components.get(component)
+            if known is None:
+                hint = did_you_mean(component, self._components)
+                message = f"there is no builtin component {component}{f'; {hint}' if hint else ''}"
+                raise RpcError(ErrorCode.COMPONENT_NOT_FOUND, message)
+            input_type, function, _ = known
+            try:
+                read = msgspec.convert(input, input_type)
+            except msgspec.ValidationError as exc:
+                problem, path = split_validation_error(exc)
+                message = f"input does not fit {component}: {problem} at {path}"
+                raise RpcError(ErrorCode.BAD_REQUEST, message, {"path": path}) from exc
+            return await function(read, self._runs.active(observability.run_id))
+        except RpcError as exc:
+            raise failure_from(exc) from exc
+
+    async def _put_blob(self, input: PutBlobInput, _run: Run | None) -> Any:
+        return {"blob_id": await store_blob(self._store, input.data, input.blob_type)}
+
+    async def _get_blob(self, input: GetBlobInput, _run: Run | None) -> Any:
+        data, _ = await load_blob(self._store, input.blob_id)
+        return {"data": data}
+
+    async def _eval(self, input: EvalInput, parent: Run | None) -> Any:
+        flow, known_id = await load_flow(self._store, input.flow_id)
+        run = await self._run_to_end(flow, known_id, [input.input], parent)
+        return {"result": outcome_of(run).to_json(), "run_id": run.id}
+
+    async def _map(self, input: MapInput, parent: Run | None) -> Any:
+        flow = _inline_flow(input.workflow, "workflow")
+        if input.max_concurrency is not None and input.max_concurrency < 1:
+            raise RpcError(ErrorCode.BAD_REQUEST, "max_concurrency must be at least 1")
+        run = await self._run_to_end(flow, flow_id(flow), input.items, parent, input.max_concurrency)
+        results = [outcome_of(run, index) for index in range(len(input.items))]
+        successful = sum(isinstance(result, Success) for result in results)
+        return {
+            "results": [result.to_json() for result in results],
+            "successful": successful,
+            "failed": len(results) - successful,
+        }
+
+    async def _iterate(self, input: IterateInput, parent: Run | None) -> Any:
+        flow = _inline_flow(input.flow, "flow")
+        id_ = flow_id(flow)
+        value = input.initial_input
+        for iteration in range(1, input.max_iterations + 1):
+            result = outcome_of(await self._run_to_end(flow, id_, [value], parent))
+            if not isinstance(result, Success):
+                error = result.error
+                raise RpcError(error.code, f"iteration {iteration} failed: {error.message}", error.data)
+            match result.result:
+                case {"result": final}:
+                    return {"result": final, "iterations": iteration, "terminated": False}
+                case {"next": value}:
+                    pass
+                case _:
+                    message = f'iteration {iteration} returned neither "result" nor "next"'
+                    raise RpcError(ErrorCode.BAD_REQUEST, message)
+        return {"result": value, "iterations": input.max_iterations, "terminated": True}
+
+    async def _run_to_end(
+        self,
+        flow: Flow,
+        id_: str,
+        inputs: Sequence[Any],
+        parent: Run | None,
+        max_concurrency: int | None = None,
+    ) -> Run:
+        run = await self._runs.submit(
+            flow,
+            id_,
+            inputs,
+            variables=parent.variables if parent is not None else {},
+            max_concurrency=max_concurrency,
+            parent=parent,
+            deadline=parent.deadline if parent is not None else math.inf,
+        )
+        try:
+            await run.wait()
+        finally:
+            run.cancel()
+        return run
+
+
+def _inline_flow(value: dict[str, Any], field: str) -> Flow:
+    try:
+        return flow_from_json(value, name=f"<{field}>")
+    except FlowInvalid as exc:
+        raise RpcError(
+            ErrorCode.BAD_REQUEST, f"{field} cannot be run: {exc}", {"path": f"$.{field}"}
+        ) from exc
+
+
+async def _create_messages(input: CreateMessagesInput, _run: Run | None) -> Any:
+    messages = [{"role": "user", "content": input.user_prompt}]
+    if input.system_instructions is not None:
+        messages.insert(0, {"role": "system", "content": input.system_instructions})
+    return {"messages": messages}
+
+
+async def _load_file(input: LoadFileInput, _run: Run | None) -> Any:
+    path = Path(input.path)
+    by_ending = {".json": "json", ".yaml": "yaml", ".yml": "yaml"}.get(path.suffix.lower(), "text")
+    format_ = input.format or by_ending
+    if format_ not in ("json", "yaml", "text"):
+        raise RpcError(ErrorCode.BAD_REQUEST, f"format must be json, yaml or text, not {format_[:40]!r}")
+
+    def read() -> tuple[bytes, Path]:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1), path.resolve()
+
+    try:
+        content, resolved = await trio.to_thread.run_sync(read)
+        if len(content) > MAX_FILE_BYTES:
+            raise RpcError(ErrorCode.BAD_REQUEST, f"{input.path} is larger than {MAX_FILE_BYTES} bytes")
+        text = content.decode()
+        data: Any = text if format_ == "text" else read_source(text, name=f"{path}.{format_}").value
+    except (OSError, ValueError, FlowInvalid) as exc:
+        raise RpcError(ErrorCode.BAD_REQUEST, f"cannot read {input.path}: {exc}") from exc
+    metadata = {"resolved_path": str(resolved), "size_bytes": len(content), "format": format_}
+    return {"data": data, "metadata": metadata}

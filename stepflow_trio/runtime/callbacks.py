@@ -1,0 +1,313 @@
+"""What workers may ask of the runtime: blobs, runs, and to be heard about progress."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import trio
+
+from stepflow_trio.engine import Connection, Handlers, RequestContext
+from stepflow_trio.errors import BlobNotFound, ErrorCode, FlowInvalid, LocalProtocolError, RpcError
+from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.overrides import apply_overrides
+from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.protocol import blobs, codec, methods
+from stepflow_trio.protocol.payloads import (
+    BatchDetails,
+    BatchOutput,
+    EvaluateFlowParams,
+    EvaluateFlowResult,
+    FlowMetadataParams,
+    FlowMetadataResult,
+    GetBatchParams,
+    GetBatchResult,
+    GetBlobParams,
+    GetBlobResult,
+    GetRunParams,
+    ItemResult,
+    ItemStatistics,
+    Observability,
+    ProgressParams,
+    PutBlobParams,
+    PutBlobResult,
+    RunStatus,
+    SubmitBatchParams,
+    SubmitBatchResult,
+    SubmitRunParams,
+)
+from stepflow_trio.runtime.events import Observer, StepProgressed
+from stepflow_trio.runtime.runs import Run, Runs, outcome_of
+from stepflow_trio.runtime.stores import BlobStore, RunRecord, RunStore, put_json, results_in_order
+
+DEFAULT_WAIT_S = 300
+"""How long ``wait`` waits where the caller does not say (PROTOCOL section 1)."""
+
+
+class Callbacks:
+    """Serves every worker of a runtime."""
+
+    def __init__(self, blob_store: BlobStore, run_store: RunStore, runs: Runs, observe: Observer) -> None:
+        self._blobs = blob_store
+        self._run_store = run_store
+        self._runs = runs
+        self._observe = observe
+
+    def register(self, handlers: Handlers) -> None:
+        """Offer everything to workers."""
+        handlers.on_request(methods.BLOBS_PUT, self._put_blob)
+        handlers.on_request(methods.BLOBS_GET, self._get_blob)
+        handlers.on_request(methods.RUNS_SUBMIT, self._submit_run)
+        handlers.on_request(methods.RUNS_GET, self._get_run)
+        handlers.on_request(methods.FLOWS_EVALUATE, self._evaluate_flow)
+        handlers.on_request(methods.FLOWS_GET_METADATA, self._get_metadata)
+        handlers.on_request(methods.FLOWS_SUBMIT_BATCH, self._submit_batch)
+        handlers.on_request(methods.FLOWS_GET_BATCH, self._get_batch)
+        handlers.on_notification(methods.PROGRESS_UPDATE, self._progress)
+
+    # ---- blobs --------------------------------------------------------------------------------------
+
+    async def _put_blob(self, params: PutBlobParams, _request: RequestContext) -> PutBlobResult:
+        return PutBlobResult(await store_blob(self._blobs, params.data, params.blob_type))
+
+    async def _get_blob(self, params: GetBlobParams, _request: RequestContext) -> GetBlobResult:
+        data, blob_type = await load_blob(self._blobs, params.blob_id)
+        return GetBlobResult(data=data, blob_type=blob_type)
+
+    # ---- runs ---------------------------------------------------------------------------------------
+
+    async def _submit_run(self, params: SubmitRunParams, _request: RequestContext) -> RunStatus:
+        run = await self._submit(
+            params.flow_id,
+            params.inputs,
+            overrides=params.overrides,
+            max_concurrency=params.max_concurrency,
+            observability=params.observability,
+            subflow_key=params.subflow_key,
+        )
+        if params.wait:
+            await _wait_as_owner(run, params.timeout_secs)
+        return _status(await self._record(run.id), include_results=params.wait)
+
+    async def _get_run(self, params: GetRunParams, _request: RequestContext) -> RunStatus:
+        run = self._runs.active(params.run_id)
+        if params.wait and run is not None:
+            with trio.move_on_after(_wait_s(params.timeout_secs)):
+                await run.wait()
+        return _status(
+            await self._record(params.run_id),
+            include_results=params.include_results,
+            by_completion=params.result_order in ("by_completion", "byCompletion"),
+        )
+
+    async def _evaluate_flow(
+        self, params: EvaluateFlowParams, _request: RequestContext
+    ) -> EvaluateFlowResult:
+        overrides = {"steps": params.overrides} if params.overrides else None
+        run = await self._submit(
+            params.flow_id, [params.input], overrides=overrides, observability=params.observability
+        )
+        await _wait_as_owner(run, None, for_ever=True)
+        return EvaluateFlowResult(outcome_of(run).to_json())
+
+    async def _get_metadata(self, params: FlowMetadataParams, _request: RequestContext) -> FlowMetadataResult:
+        flow, _ = await load_flow(self._blobs, params.flow_id)
+        of_step = next((step.metadata for step in flow.steps if step.id == params.step_id), None)
+        return FlowMetadataResult(flow_metadata=flow.metadata, step_metadata=of_step)
+
+    async def _submit_batch(self, params: SubmitBatchParams, _request: RequestContext) -> SubmitBatchResult:
+        run = await self._submit(
+            params.flow_id,
+            params.inputs,
+            overrides={"steps": params.overrides} if params.overrides else None,
+            max_concurrency=params.max_concurrency,
+            observability=params.observability,
+        )
+        return SubmitBatchResult(batch_id=run.id, total_runs=len(params.inputs))
+
+    async def _get_batch(self, params: GetBatchParams, _request: RequestContext) -> GetBatchResult:
+        run = self._runs.active(params.batch_id)
+        if params.wait and run is not None:
+            await run.wait()
+        status = _status(await self._record(params.batch_id), include_results=params.include_results)
+        details = BatchDetails(
+            batch_id=status.run_id,
+            flow_id=status.flow_id,
+            flow_name=status.flow_name,
+            total_runs=status.items.total,
+            status=status.status,
+            created_at=status.created_at,
+            completed_at=status.completed_at,
+            completed_runs=status.items.completed,
+            running_runs=status.items.running,
+            failed_runs=status.items.failed,
+            cancelled_runs=status.items.cancelled,
+            paused_runs=0,
+        )
+        outputs = None
+        if status.results is not None:
+            outputs = [
+                BatchOutput(batch_input_index=item.item_index, status=item.status, result=item.result)
+                for item in status.results
+            ]
+        return GetBatchResult(details=details, outputs=outputs)
+
+    async def _submit(
+        self,
+        flow_id: str,
+        inputs: Sequence[Any],
+        *,
+        overrides: Mapping[str, Any] | None,
+        observability: Observability | None,
+        max_concurrency: int | None = None,
+        subflow_key: str | None = None,
+    ) -> Run:
+        if max_concurrency == 0:
+            raise RpcError(ErrorCode.INVALID_PARAMS, "maxConcurrency must be at least 1")
+        flow, known_id = await load_flow(self._blobs, flow_id, overrides)
+        parent = self._runs.active(observability.run_id if observability is not None else None)
+        return await self._runs.submit(
+            flow,
+            known_id,
+            inputs,
+            variables=parent.variables if parent is not None else {},
+            max_concurrency=max_concurrency,
+            parent=parent,
+            subflow_key=subflow_key,
+            deadline=parent.deadline if parent is not None else float("inf"),
+        )
+
+    async def _record(self, run_id: str) -> RunRecord:
+        record = await self._run_store.get(run_id)
+        if record is None:
+            raise RpcError(ErrorCode.NOT_FOUND, f"Run {run_id} not found", {"run_id": run_id})
+        return record
+
+    # ---- progress -----------------------------------------------------------------------------------
+
+    def _progress(self, params: ProgressParams, _connection: Connection) -> None:
+        self._observe(
+            StepProgressed(
+                run_id=params.run_id or "",
+                step_id=params.step_id,
+                fraction=params.progress,
+                message=params.message,
+            )
+        )
+
+
+async def store_blob(store: BlobStore, data: Any, blob_type: str) -> str:
+    """Store a blob as a peer sends it.
+
+    Raises:
+        RpcError: −32004, an unknown type or binary data that are no base64 text.
+    """
+    kind = blobs.normalize_blob_type(blob_type)
+    if kind is None:
+        message = f"blob_type must be data, flow or binary, not {blob_type[:40]!r}"
+        raise RpcError(ErrorCode.INVALID_VALUE, message)
+    try:
+        return await put_json(store, data, kind)
+    except (ValueError, LocalProtocolError) as exc:
+        raise RpcError(ErrorCode.INVALID_VALUE, str(exc)) from exc
+
+
+async def load_blob(store: BlobStore, blob_id: str) -> tuple[Any, str]:
+    """Read a blob as a peer is sent it: JSON, or base64 text; and its type.
+
+    Raises:
+        RpcError: −32005, there is none; −32202, what is stored is not what the id stands for.
+    """
+    bare = blobs.normalize_blob_id(blob_id)
+    try:
+        if bare is None:
+            raise BlobNotFound(blob_id[:80])
+        blob = await store.get(bare)
+    except BlobNotFound as exc:
+        message = f"Blob {exc.blob_id} not found"
+        raise RpcError(ErrorCode.NOT_FOUND, message, {"blob_id": exc.blob_id}) from exc
+    if blobs.blob_id(blob.content) != bare:
+        message = f"Blob {bare} is damaged: its content has another hash"
+        raise RpcError(ErrorCode.RUNTIME_INTERNAL, message, {"blob_id": bare})
+    if blob.blob_type == blobs.BINARY:
+        return base64.b64encode(blob.content).decode("ascii"), blob.blob_type
+    return codec.decode_json(blob.content), blob.blob_type
+
+
+async def load_flow(
+    store: BlobStore, flow_id: str, overrides: Mapping[str, Any] | None = None
+) -> tuple[Flow, str]:
+    """Read a stored flow; return it, overrides applied, and its id.
+
+    Raises:
+        RpcError: −32005, there is none; −32004, it is no flow, or the overrides do not fit it.
+    """
+    data, _ = await load_blob(store, flow_id)
+    bare = blobs.normalize_blob_id(flow_id) or flow_id
+    try:
+        return flow_from_json(apply_overrides(data, overrides), name=f"flow {bare[:12]}"), bare
+    except FlowInvalid as exc:
+        message = f"Flow {bare} cannot be run: {exc}"
+        raise RpcError(ErrorCode.INVALID_VALUE, message, {"flow_id": bare}) from exc
+
+
+async def _wait_as_owner(run: Run, timeout_secs: int | None, *, for_ever: bool = False) -> None:
+    """Wait for a run on behalf of the component that submitted it: given up, the run is cancelled."""
+    try:
+        with trio.move_on_after(float("inf") if for_ever else _wait_s(timeout_secs)):
+            await run.wait()
+    except trio.Cancelled:
+        run.cancel()
+        raise
+
+
+def _wait_s(timeout_secs: int | None) -> float:
+    return DEFAULT_WAIT_S if timeout_secs is None else timeout_secs
+
+
+def _status(record: RunRecord, *, include_results: bool, by_completion: bool = False) -> RunStatus:
+    finished = results_in_order(record, by_completion=by_completion)
+    failed = record.failed_items
+    unfinished = len(record.items) - len(finished)
+    is_cancelled = record.status == "cancelled"
+    results: list[ItemResult] | None = None
+    if include_results:
+        results = [
+            ItemResult(
+                item_index=index,
+                status="completed" if item.result.to_json()["outcome"] == "success" else "failed",
+                result=item.result.to_json(),
+                completed_at=_rfc3339(item.completed_at),
+            )
+            for index, item in finished
+            if item.result is not None
+        ]
+        if is_cancelled:
+            done = {item.item_index for item in results}
+            results += [
+                ItemResult(item_index=index, status="cancelled")
+                for index in range(len(record.items))
+                if index not in done
+            ]
+    return RunStatus(
+        run_id=record.run_id,
+        flow_id=record.flow_id,
+        flow_name=record.flow_name,
+        status=record.status,
+        items=ItemStatistics(
+            total=len(record.items),
+            completed=len(finished) - failed,
+            failed=failed,
+            running=0 if is_cancelled else unfinished,
+            cancelled=unfinished if is_cancelled else 0,
+        ),
+        created_at=_rfc3339(record.created_at) or "",
+        completed_at=_rfc3339(record.completed_at),
+        results=results,
+    )
+
+
+def _rfc3339(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,146 @@
+"""Runs one item of a run: a plan's steps over plugins, with retries."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import trio
+
+from stepflow_trio.errors import RpcError
+from stepflow_trio.flows.model import Flow, Retry
+from stepflow_trio.flows.plan import Plan, ReadyStep
+from stepflow_trio.flows.results import Failed, FlowResult, Success
+from stepflow_trio.protocol.payloads import Observability
+from stepflow_trio.runtime.events import RunEvent, StepEnded, StepRetrying, StepStarted
+from stepflow_trio.runtime.plugins import FailureKind, Plugin, StepFailure, failure_from
+from stepflow_trio.runtime.retries import RetryPolicy
+from stepflow_trio.runtime.routing import Router
+
+
+class Executor:
+    """What the items of all runs have in common.
+
+    ``record`` is awaited with each event before what it says is acted on.
+    """
+
+    def __init__(
+        self,
+        plugins: Mapping[str, Plugin],
+        router: Router,
+        retry: RetryPolicy,
+        record: Callable[[RunEvent], Awaitable[None]],
+        *,
+        randomness: random.Random,
+    ) -> None:
+        self._plugins = plugins
+        self._router = router
+        self._retry = retry
+        self._record = record
+        self._randomness = randomness
+
+    async def execute_item(
+        self,
+        flow: Flow,
+        input: Any,
+        *,
+        run_id: str,
+        flow_id: str,
+        item_index: int,
+        variables: Mapping[str, Any],
+        deadline: float,
+    ) -> FlowResult:
+        """Run the flow once. Cancelling it cancels every step that runs."""
+        item = _Item(self, Plan(flow, input, variables=variables), run_id, flow_id, item_index, deadline)
+        return await item.execute()
+
+    async def execute_step(self, item: _Item, ready: ReadyStep) -> FlowResult:
+        """Execute a step until it has a final result, with both retry budgets."""
+        step = ready.step
+        component_budget = step.on_error.max_retries if isinstance(step.on_error, Retry) else 0
+        transport_budget = self._retry.transport_max_retries
+        attempt = 0
+        while True:
+            attempt += 1
+            await self._record(
+                StepStarted(
+                    run_id=item.run_id,
+                    item_index=item.index,
+                    step_id=step.id,
+                    component=step.component,
+                    attempt=attempt,
+                )
+            )
+            try:
+                return Success(await self._attempt(item, ready, attempt))
+            except StepFailure as failure:
+                if failure.kind is FailureKind.TRANSPORT and transport_budget > 0:
+                    transport_budget -= 1
+                elif failure.kind is FailureKind.COMPONENT and component_budget > 0:
+                    component_budget -= 1
+                else:
+                    return Failed(failure.error)
+                delay_s = max(self._retry.delay_s(attempt, self._randomness), failure.retry_after_s)
+                await self._record(
+                    StepRetrying(
+                        run_id=item.run_id,
+                        item_index=item.index,
+                        step_id=step.id,
+                        attempt=attempt,
+                        delay_s=delay_s,
+                        error=failure.error,
+                    )
+                )
+            await trio.sleep(delay_s)
+
+    async def _attempt(self, item: _Item, ready: ReadyStep, attempt: int) -> Any:
+        try:
+            target = self._router.resolve(ready.step.component, ready.input)
+        except RpcError as exc:
+            raise failure_from(exc) from exc
+        return await self._plugins[target.plugin].execute(
+            target.component,
+            ready.input,
+            attempt=attempt,
+            observability=Observability(run_id=item.run_id, flow_id=item.flow_id, step_id=ready.step.id),
+            deadline=item.deadline,
+        )
+
+    async def record_step(self, item: _Item, step_id: str, result: FlowResult) -> None:
+        """Record a step's final result."""
+        await self._record(
+            StepEnded(run_id=item.run_id, item_index=item.index, step_id=step_id, result=result)
+        )
+
+
+class _Item:
+    """One item while it runs. All of its state is the plan's, which its recorded results rebuild."""
+
+    def __init__(
+        self, executor: Executor, plan: Plan, run_id: str, flow_id: str, index: int, deadline: float
+    ) -> None:
+        self._executor = executor
+        self._plan = plan
+        self.run_id = run_id
+        self.flow_id = flow_id
+        self.index = index
+        self.deadline = deadline
+
+    async def execute(self) -> FlowResult:
+        async with trio.open_nursery() as nursery:
+            for ready in self._plan.take_ready():
+                nursery.start_soon(self._execute_steps, ready, nursery, name=f"step {ready.step.id}")
+        # The plan has concluded: it raises where nothing is left to record and nothing to conclude.
+        return cast("FlowResult", self._plan.result)
+
+    async def _execute_steps(self, ready: ReadyStep | None, nursery: trio.Nursery) -> None:
+        while ready is not None:
+            result = await self._executor.execute_step(self, ready)
+            await self._executor.record_step(self, ready.step.id, result)
+            self._plan.record(ready.step.id, result)
+            # A chain stays in one task; only what really runs in parallel gets tasks of its own.
+            following = self._plan.take_ready()
+            ready = following[0] if following else None
+            for other in following[1:]:
+                nursery.start_soon(self._execute_steps, other, nursery, name=f"step {other.step.id}")

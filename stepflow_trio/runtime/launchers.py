@@ -1,0 +1,85 @@
+"""How a plugin's worker is started: as a process, or as a task of this one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from stepflow_trio.engine import Link
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.errors import ConnectionLost, LossReason
+from stepflow_trio.runtime.config import StdioPluginConfig
+from stepflow_trio.runtime.events import Observer, WorkerLine
+from stepflow_trio.runtime.worker_plugin import Launcher, Started
+from stepflow_trio.transports.memory import memory_link_pair
+from stepflow_trio.transports.process import WorkerProcess, open_process_link
+
+EXIT_NOTICE_S = 1.0
+"""After a worker's stdout has closed, how long to wait for its exit code before saying what happened."""
+
+
+class ServesLink(Protocol):
+    """What a worker in this process must do: :class:`stepflow_trio.Worker` does."""
+
+    async def serve(self, link: Link) -> object:
+        """Serve one runtime until the connection is over."""
+        ...
+
+
+class _StartedProcess:
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+        self.link: Link = process.link
+        self.pid: int | None = process.pid
+
+    async def explain(self, loss: ConnectionLost) -> ConnectionLost:
+        if loss.reason not in (LossReason.PEER_CLOSED, LossReason.STREAM_ERROR):
+            return loss
+        await self._process.wait_exited(EXIT_NOTICE_S)
+        return self._process.exit_error()
+
+
+class _StartedTask:
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.pid: int | None = None
+
+    async def explain(self, loss: ConnectionLost) -> ConnectionLost:
+        await trio.lowlevel.checkpoint()
+        return loss
+
+
+def process_launcher(plugin: str, config: StdioPluginConfig, observe: Observer) -> Launcher:
+    """Start the configured command; its stderr goes to ``observe`` line by line."""
+
+    @asynccontextmanager
+    async def launch() -> AsyncGenerator[Started]:
+        async with open_process_link(
+            [config.command, *config.args],
+            env=config.env,
+            cwd=config.working_directory,
+            on_stderr_line=lambda line: observe(WorkerLine(plugin=plugin, text=line)),
+        ) as process:
+            yield _StartedProcess(process)
+
+    return launch
+
+
+def task_launcher(worker: ServesLink) -> Launcher:
+    """Serve a worker object in a task of this process, over a memory link."""
+
+    @asynccontextmanager
+    async def launch() -> AsyncGenerator[Started]:
+        near, far = memory_link_pair()
+        with one_exception():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.serve, far)
+                try:
+                    yield _StartedTask(near)
+                finally:
+                    nursery.cancel_scope.cancel(reason="the runtime stops this worker")
+
+    return launch

@@ -1,0 +1,232 @@
+"""The runs of one runtime: how they start, who they belong to, how they end."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import trio
+
+from stepflow_trio.errors import ErrorCode
+from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
+from stepflow_trio.runtime.executor import Executor
+
+_log = logging.getLogger("stepflow_trio.runtime")
+
+DEFAULT_MAX_CONCURRENCY = 100
+"""Items of one run that are in flight at once, where the submission does not say."""
+
+
+class Run:
+    """A run that was submitted to a runtime in this process.
+
+    Its items, their steps and the runs that its components submit are one tree of tasks: cancelling the run
+    cancels all of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        flow: Flow,
+        flow_id: str,
+        inputs: Sequence[Any],
+        variables: Mapping[str, Any],
+        max_concurrency: int,
+        deadline: float,
+    ) -> None:
+        self.id = run_id
+        self.flow = flow
+        self.flow_id = flow_id
+        self.inputs = inputs
+        self.variables = variables
+        self.max_concurrency = max_concurrency
+        self.deadline = deadline
+        self.results: list[FlowResult | None] = [None] * len(inputs)
+        """One for each input; None until that item has ended, and for ever where it was cancelled."""
+        self.status = "running"
+        """running, completed, failed or cancelled; the last three are final."""
+        self.subflows: dict[str, Run] = {}
+        """The runs that its components submitted, by their subflow keys."""
+        self.nursery: trio.Nursery | None = None
+        """Where the runs that its components submit live; None before it has begun and after its end."""
+        self._scope = trio.CancelScope()
+        self._over = trio.Event()
+
+    def cancel(self) -> None:
+        """Cancel it and everything that belongs to it; nothing happens where it is over.
+
+        Returns at once. :meth:`wait` returns when every component has been told and the run has ended.
+        """
+        self._scope.cancel(reason=f"run {self.id} was cancelled")
+
+    async def wait(self) -> None:
+        """Wait until it is over. Cancelling the waiter leaves the run as it is."""
+        await self._over.wait()
+
+    async def drive(
+        self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
+    ) -> None:
+        """Run it to its end; called once, in the task that owns it."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self.nursery = nursery
+                    await self._execute_items(executor, record, now)
+                    failed = any(isinstance(result, Failed) for result in self.results)
+                    await self._end("failed" if failed else "completed", record, now)
+                    # Runs that components submitted without waiting for them may still be at work: this
+                    # task stays until they are over, and cancelling this run still reaches them.
+        finally:
+            self.nursery = None
+            try:
+                if self._scope.cancelled_caught and self.status == "running":
+                    await self._end("cancelled", record, now)
+            finally:
+                self._over.set()
+
+    async def _execute_items(
+        self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
+    ) -> None:
+        indices = iter(range(len(self.inputs)))
+
+        async def execute_some() -> None:
+            # So many of these as may run at once share the iterator: no task waits for its turn.
+            for index in indices:
+                result = await self._execute_item(executor, index)
+                await record(ItemEnded(run_id=self.id, item_index=index, at=now(), result=result))
+                self.results[index] = result
+
+        if len(self.inputs) == 1:
+            await execute_some()
+            return
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(self.max_concurrency, len(self.inputs))):
+                nursery.start_soon(execute_some, name=f"items of run {self.id}")
+
+    async def _execute_item(self, executor: Executor, index: int) -> FlowResult:
+        with trio.CancelScope(deadline=self.deadline):
+            try:
+                return await executor.execute_item(
+                    self.flow,
+                    self.inputs[index],
+                    run_id=self.id,
+                    flow_id=self.flow_id,
+                    item_index=index,
+                    variables=self.variables,
+                    deadline=self.deadline,
+                )
+            except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
+                incident = secrets.token_hex(4)
+                _log.error("item %d of run %s failed, incident %s", index, self.id, incident, exc_info=exc)
+                data = {"incident": incident}
+                return Failed(FlowError(ErrorCode.RUNTIME_INTERNAL, "internal error of the runtime", data))
+        return Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run's deadline has passed"))
+
+    async def _end(
+        self, status: str, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
+    ) -> None:
+        await record(RunEnded(run_id=self.id, at=now(), status=status))
+        self.status = status
+        self._over.set()
+
+    def __repr__(self) -> str:
+        done = sum(result is not None for result in self.results)
+        return f"<Run {self.id} {self.status}: {done} of {len(self.results)} items ended>"
+
+
+class Runs:
+    """Starts runs and finds them again."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        record: Callable[[RunEvent], Awaitable[None]],
+        *,
+        nursery: trio.Nursery,
+        now: Callable[[], datetime],
+        new_id: Callable[[], uuid.UUID],
+    ) -> None:
+        self._executor = executor
+        self._record = record
+        self._nursery = nursery
+        self._now = now
+        self._new_id = new_id
+        self._active: dict[str, Run] = {}
+
+    def active(self, run_id: str | None) -> Run | None:
+        """The run of this id, as long as it or a run below it is at work."""
+        return self._active.get(run_id) if run_id is not None else None
+
+    async def submit(
+        self,
+        flow: Flow,
+        flow_id: str,
+        inputs: Sequence[Any],
+        *,
+        variables: Mapping[str, Any],
+        max_concurrency: int | None = None,
+        parent: Run | None = None,
+        subflow_key: str | None = None,
+        deadline: float = float("inf"),
+    ) -> Run:
+        """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
+
+        With a ``subflow_key`` that ``parent`` has seen, return that run, unless it failed or was cancelled.
+        """
+        if parent is not None and subflow_key is not None:
+            known = parent.subflows.get(subflow_key)
+            if known is not None and known.status in ("running", "completed"):
+                return known
+        run = Run(
+            run_id=str(self._new_id()),
+            flow=flow,
+            flow_id=flow_id,
+            inputs=inputs,
+            variables=variables,
+            max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,
+            deadline=deadline,
+        )
+        if parent is not None and subflow_key is not None:
+            parent.subflows[subflow_key] = run
+        await self._record(
+            RunStarted(
+                run_id=run.id,
+                at=self._now(),
+                flow_id=flow_id,
+                flow_name=flow.name,
+                inputs=inputs,
+                variables=variables,
+                max_concurrency=run.max_concurrency,
+                parent_run_id=parent.id if parent is not None else None,
+            )
+        )
+        owner = parent.nursery if parent is not None and parent.nursery is not None else self._nursery
+        self._active[run.id] = run
+        owner.start_soon(self._own, run, name=f"run {run.id}")
+        return run
+
+    async def _own(self, run: Run) -> None:
+        try:
+            await run.drive(self._executor, self._record, self._now)
+        finally:
+            del self._active[run.id]
+
+
+def outcome_of(run: Run, index: int = 0) -> FlowResult:
+    """An item's result; of an item that was cancelled, a failure that says so."""
+    result = run.results[index]
+    if result is None:
+        return Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run was cancelled"))
+    return result
+
+
+def is_success(result: FlowResult) -> bool:
+    """Whether it is one."""
+    return isinstance(result, Success)

@@ -1,0 +1,288 @@
+"""The runtime: what an application opens to run flows over workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import trio
+
+from stepflow_trio.engine import Handlers, Limits
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.errors import ConfigError, ErrorCode, RunCancelled, RunFailed
+from stepflow_trio.flows.model import Flow, flow_id
+from stepflow_trio.flows.reader import flow_from_json, read_flow_file
+from stepflow_trio.flows.results import Failed
+from stepflow_trio.protocol import blobs, codec
+from stepflow_trio.protocol.payloads import ComponentInfo
+from stepflow_trio.runtime.builtin import BuiltinPlugin
+from stepflow_trio.runtime.callbacks import Callbacks
+from stepflow_trio.runtime.config import (
+    DEFAULT_CONFIG,
+    BuiltinPluginConfig,
+    Config,
+    StdioPluginConfig,
+    UnsupportedPluginConfig,
+)
+from stepflow_trio.runtime.events import Event, Observer, RunEvent
+from stepflow_trio.runtime.executor import Executor
+from stepflow_trio.runtime.launchers import ServesLink, process_launcher, task_launcher
+from stepflow_trio.runtime.plugins import Plugin, StepFailure, UnsupportedPlugin
+from stepflow_trio.runtime.routing import Route, Router, Rule
+from stepflow_trio.runtime.runs import Run, Runs
+from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
+from stepflow_trio.runtime.worker_plugin import Launcher, WorkerPlugin
+
+FlowLike: TypeAlias = Flow | Mapping[str, Any] | str | os.PathLike[str]
+"""A flow that was read, a flow as JSON, or the path of a file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedComponent:
+    """A component that flows can use."""
+
+    path: str
+    """How a flow's step names it."""
+    plugin: str
+    info: ComponentInfo
+
+
+class Runtime:
+    """Runs flows; :func:`open_runtime` makes it."""
+
+    def __init__(
+        self,
+        *,
+        runs: Runs,
+        plugins: Mapping[str, Plugin],
+        router: Router,
+        blob_store: BlobStore,
+    ) -> None:
+        self._runs = runs
+        self._plugins = plugins
+        self._router = router
+        self._blobs = blob_store
+        self._unlisted: dict[str, str] = {}
+
+    async def run(
+        self,
+        flow: FlowLike,
+        input: Any = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a flow once and return its result.
+
+        Cancelled, it cancels the run: every component that is at work for it, and every run that they
+        submitted. A deadline around the call is the run's deadline, and workers are told how much is left.
+
+        Raises:
+            FlowInvalid: the flow cannot be run as written; nothing was started.
+            RunFailed: the run failed; ``code``, ``message`` and ``data`` are those of its result.
+            RunCancelled: somebody else cancelled the run.
+        """
+        deadline = trio.current_effective_deadline()
+        run = await self.submit(flow, [input], variables=variables, deadline=deadline)
+        try:
+            await run.wait()
+        finally:
+            run.cancel()
+        result = run.results[0]
+        if result is None:
+            raise RunCancelled(ErrorCode.REQUEST_CANCELLED, "the run was cancelled", run_id=run.id)
+        if isinstance(result, Failed):
+            error = result.error
+            raise RunFailed(error.code, error.message, error.data, run_id=run.id)
+        return result.result
+
+    async def submit(
+        self,
+        flow: FlowLike,
+        inputs: Sequence[Any],
+        *,
+        variables: Mapping[str, Any] | None = None,
+        max_concurrency: int | None = None,
+        deadline: float = float("inf"),
+    ) -> Run:
+        """Start a run with one item per input; return as soon as it is recorded.
+
+        The run lives in the runtime's block, not in the caller's scopes: cancel it with :meth:`Run.cancel`.
+
+        Args:
+            flow: the flow.
+            inputs: one input for each item.
+            variables: values of the flow's variables.
+            max_concurrency: items in flight at once, 100 by default.
+            deadline: when to give it up, on ``trio.current_time()``'s clock.
+
+        Raises:
+            FlowInvalid: the flow cannot be run as written; nothing was started.
+            ValueError: ``max_concurrency`` is less than 1.
+        """
+        if max_concurrency is not None and max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        read = _read_flow(flow)
+        # Stored, so that components can name the flow that they run in.
+        await self._blobs.put(codec.encode_json(read.to_json()), blobs.FLOW)
+        return await self._runs.submit(
+            read,
+            flow_id(read),
+            inputs,
+            variables=variables or {},
+            max_concurrency=max_concurrency,
+            deadline=deadline,
+        )
+
+    async def list_components(self) -> list[ListedComponent]:
+        """Every component that flows can use now, by path. Starts workers that do not run.
+
+        A plugin that cannot say is left out; :attr:`plugin_problems` says why.
+        """
+        listed: list[ListedComponent] = []
+
+        async def list_plugin(name: str, plugin: Plugin) -> None:
+            try:
+                components = await plugin.list_components()
+            except StepFailure as failure:
+                self._unlisted[name] = failure.error.message
+                return
+            self._unlisted.pop(name, None)
+            for info in components:
+                paths = self._router.exposed_paths(name, info.component)
+                listed.extend(ListedComponent(path=path, plugin=name, info=info) for path in paths)
+
+        async with trio.open_nursery() as nursery:
+            for name, plugin in self._plugins.items():
+                nursery.start_soon(list_plugin, name, plugin)
+        return sorted(listed, key=lambda component: component.path)
+
+    @property
+    def plugin_problems(self) -> dict[str, str]:
+        """Plugins whose worker could not be started or asked the last time, and why."""
+        problems = dict(self._unlisted)
+        for name, plugin in self._plugins.items():
+            if isinstance(plugin, WorkerPlugin) and plugin.problem is not None:
+                problems[name] = plugin.problem
+        return problems
+
+    def __repr__(self) -> str:
+        return f"<Runtime: plugins {', '.join(self._plugins)}>"
+
+
+@asynccontextmanager
+async def open_runtime(
+    config: Config | None = None,
+    *,
+    workers: Mapping[str, ServesLink] | None = None,
+    on_event: Observer | None = None,
+    blob_store: BlobStore | None = None,
+    run_store: RunStore | None = None,
+    limits: Limits | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+    randomness: random.Random | None = None,
+) -> AsyncGenerator[Runtime]:
+    """Run a runtime for as long as the block lasts.
+
+    Everything it does is done by tasks of this block: it has no globals and installs no signal handlers.
+    Configured workers are started at once, in the background; one that cannot be started costs only its own
+    components. Leaving the block, in whichever way, cancels the runs that are at work and ends the workers
+    and their processes; the exception that comes out is the block's own.
+
+    Args:
+        config: plugins, routes, retries; without it, the builtin components at ``/builtin/…``.
+        workers: workers of this process by plugin name. Where no configured route leads to a name, the
+            worker's components are at ``/<name>/…``.
+        on_event: called with everything that happens, as it happens; must be quick.
+        blob_store: where blobs are kept; in memory by default.
+        run_store: where the histories of runs are kept; in memory by default.
+        limits: the bounds of each worker's connection.
+        now: the clock for what is recorded.
+        new_id: makes run ids.
+        randomness: for the jitter of retries.
+
+    Raises:
+        ConfigError: a name is used for two plugins, or the routes cannot be used.
+    """
+    config = config or DEFAULT_CONFIG
+    workers = workers or {}
+    for name in workers:
+        if name in config.plugins:
+            raise ConfigError(f"plugin {name!r} is configured, and given as a worker of this process too")
+    routed = {rule.plugin for route in config.routes for rule in route.rules}
+    own_routes = [
+        Route(pattern=f"/{name}/{{*component}}", rules=(Rule(plugin=name),))
+        for name in workers
+        if name not in routed
+    ]
+    router = Router([*config.routes, *own_routes])
+    blob_store = blob_store or MemoryBlobStore()
+    history = run_store or MemoryRunStore()
+
+    def observe(event: Event) -> None:
+        if on_event is not None:
+            on_event(event)
+
+    async def record(event: RunEvent) -> None:
+        await history.append(event)
+        observe(event)
+
+    plugins: dict[str, Plugin] = {}
+    executor = Executor(
+        plugins,
+        router,
+        config.retry,
+        record,
+        randomness=randomness or random.Random(),  # noqa: S311 — jitter
+    )
+    with one_exception():
+        async with trio.open_nursery() as worker_nursery:
+            try:
+                with one_exception():
+                    async with trio.open_nursery() as run_nursery:
+                        runs = Runs(executor, record, nursery=run_nursery, now=now, new_id=new_id)
+                        handlers = Handlers()
+                        Callbacks(blob_store, history, runs, observe).register(handlers)
+                        launchers: dict[str, Launcher] = {
+                            name: task_launcher(worker) for name, worker in workers.items()
+                        }
+                        for name, plugin in config.plugins.items():
+                            match plugin:
+                                case BuiltinPluginConfig():
+                                    plugins[name] = BuiltinPlugin(blob_store, runs)
+                                case StdioPluginConfig():
+                                    launchers[name] = process_launcher(name, plugin, observe)
+                                case UnsupportedPluginConfig():
+                                    plugins[name] = UnsupportedPlugin(name, plugin.reason)
+                        for name, launcher in launchers.items():
+                            worker_plugin = plugins[name] = WorkerPlugin(
+                                name,
+                                launcher,
+                                handlers,
+                                nursery=worker_nursery,
+                                observe=observe,
+                                limits=limits or Limits(),
+                            )
+                            worker_plugin.start()
+                        try:
+                            yield Runtime(runs=runs, plugins=plugins, router=router, blob_store=blob_store)
+                        finally:
+                            run_nursery.cancel_scope.cancel(reason="the runtime is closed")
+            finally:
+                for plugin in plugins.values():
+                    if isinstance(plugin, WorkerPlugin):
+                        plugin.stop()
+
+
+def _read_flow(flow: FlowLike) -> Flow:
+    if isinstance(flow, Flow):
+        return flow
+    if isinstance(flow, Mapping):
+        return flow_from_json(dict(flow))
+    return read_flow_file(flow)

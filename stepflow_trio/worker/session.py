@@ -1,0 +1,169 @@
+"""One runtime's connection to a worker: what it is answered."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import trio
+
+from stepflow_trio.engine import Connection, Handlers, RequestContext
+from stepflow_trio.errors import CallFailed, ErrorCode, RpcError
+from stepflow_trio.protocol import dialects, methods
+from stepflow_trio.protocol.dialects import Dialect, Hello, TransportKind
+from stepflow_trio.protocol.paths import PathTable
+from stepflow_trio.protocol.payloads import (
+    ComponentInfo,
+    ExecuteParams,
+    ExecuteResult,
+    InferSchemaParams,
+    InferSchemaResult,
+    InfoParams,
+    InfoResult,
+    ListParams,
+    ListResult,
+)
+from stepflow_trio.worker.component import Component
+from stepflow_trio.worker.context import Context
+from stepflow_trio.worker.outputs import check_output
+
+_log = logging.getLogger("stepflow_trio.worker")
+
+
+class Session:
+    """Answers one runtime. What was negotiated with it is kept here, and nowhere else."""
+
+    def __init__(
+        self,
+        components: PathTable[Component],
+        *,
+        threads: trio.CapacityLimiter,
+        transport: TransportKind,
+        debug: bool,
+    ) -> None:
+        self._components = components
+        self._threads = threads
+        self._transport: TransportKind = transport
+        self._debug = debug
+        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
+
+    def handlers(self) -> Handlers:
+        """The methods that a worker offers."""
+        handlers = Handlers()
+        handlers.on_raw_request(methods.INITIALIZE, self._initialize)
+        handlers.on_raw_notification(methods.INITIALIZED, _ignore)
+        handlers.on_request(methods.COMPONENTS_LIST, self._list)
+        handlers.on_request(methods.COMPONENTS_INFO, self._info)
+        handlers.on_request(methods.COMPONENTS_EXECUTE, self._execute)
+        handlers.on_request(methods.COMPONENTS_INFER_SCHEMA, self._infer_schema)
+        return handlers
+
+    def _initialize(self, params: Any, request: RequestContext) -> dict[str, Any]:
+        self._hello = dialects.read_initialize_params(params, self._transport)
+        request.connection.peer_extensions = self._hello.extensions
+        return dialects.write_initialize_result(self._hello)
+
+    def _list(self, _params: ListParams, _request: RequestContext) -> ListResult:
+        return ListResult([_info_of(component) for component in self._components.values()])
+
+    def _info(self, params: InfoParams, _request: RequestContext) -> InfoResult:
+        component, _ = self._find(params.component)
+        return InfoResult(_info_of(component))
+
+    def _infer_schema(self, params: InferSchemaParams, _request: RequestContext) -> InferSchemaResult:
+        component, _ = self._find(params.component)
+        return InferSchemaResult(output_schema=component.output_schema)
+
+    def _find(self, path: str) -> tuple[Component, Mapping[str, str]]:
+        found = self._components.match(path)
+        if found is None:
+            shown = path if len(path) <= 200 else path[:200] + "…"
+            data: dict[str, Any] = {"component": shown, "available_components": self._components.patterns()}
+            if close := self._components.closest(path, 1):
+                data["suggestion"] = f"did you mean {close[0]}?"
+            raise RpcError(ErrorCode.COMPONENT_NOT_FOUND, f"Component {shown} not found", data)
+        return found
+
+    def _execute(
+        self, params: ExecuteParams, request: RequestContext
+    ) -> ExecuteResult | Awaitable[ExecuteResult]:
+        component, path_params = self._find(params.component)
+        timeout_s = params.timeout_s
+        context = Context(
+            request.connection,
+            self._hello,
+            component=params.component,
+            attempt=params.attempt,
+            observability=params.observability,
+            deadline=trio.current_time() + timeout_s if isinstance(timeout_s, float) else None,
+        )
+        if component.kind == "inline":
+            token = context.enter()
+            try:
+                args, kwargs = component.bind(params.input, context, path_params)
+                return _result(component.fn(*args, **kwargs))
+            except Exception as exc:
+                raise self._failure(exc, component, context) from exc
+            finally:
+                context.leave(token)
+        return self._execute_in_task(component, params.input, context, path_params)
+
+    async def _execute_in_task(
+        self, component: Component, input: Any, context: Context, path_params: Mapping[str, str]
+    ) -> ExecuteResult:
+        context.enter()
+        try:
+            args, kwargs = component.bind(input, context, path_params)
+            call: Callable[[], Any] = partial(component.fn, *args, **kwargs)
+            if component.kind == "async":
+                output = await call()
+            else:
+                # A thread cannot be cancelled. It is left behind with its result ignored, and gives its
+                # place in the pool back only when it ends.
+                output = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            return _result(output)
+        except Exception as exc:
+            raise self._failure(exc, component, context) from exc
+
+    def _failure(self, exc: Exception, component: Component, context: Context) -> RpcError:
+        """What the runtime is told: an error that the author meant, or the type and message of any other."""
+        exc = _only_leaf(exc)
+        if isinstance(exc, RpcError) and not isinstance(exc, CallFailed):
+            return exc
+        kind = type(exc).__name__
+        _log.error("component %s failed (run %s)", component.path, context.run_id, exc_info=exc)
+        data: dict[str, Any] = {"component": context.component, "exception": kind}
+        if isinstance(exc, CallFailed):
+            data["cause"] = {"code": exc.code, "message": exc.message, "data": exc.data}
+        if self._debug:
+            data["traceback"] = "".join(traceback.format_exception(exc))
+        text = str(exc)
+        return RpcError(ErrorCode.COMPONENT_FAILED, f"{kind}: {text}" if text else kind, data)
+
+
+def _only_leaf(exc: Exception) -> Exception:
+    """What a component's own nursery wrapped, where it is one exception."""
+    leaf: Any = exc
+    while isinstance(leaf, ExceptionGroup) and len(cast("ExceptionGroup[Exception]", leaf).exceptions) == 1:
+        leaf = cast("ExceptionGroup[Exception]", leaf).exceptions[0]
+    return leaf
+
+
+def _result(output: Any) -> ExecuteResult:
+    return ExecuteResult(check_output(output))
+
+
+def _info_of(component: Component) -> ComponentInfo:
+    return ComponentInfo(
+        component=component.path,
+        description=component.description,
+        input_schema=component.input_schema,
+        output_schema=component.output_schema,
+    )
+
+
+def _ignore(_params: Any, _connection: Connection) -> None:
+    """``initialized`` is understood by the peer table; nothing else follows from it."""
