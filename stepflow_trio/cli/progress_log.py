@@ -102,7 +102,7 @@ class ProgressLog:
             return f"step {step.label} started ({step.component}{again})"
         if isinstance(event, StepEnded):
             return f"step {step.label} completed in {duration(now - step.started_at)}"
-        if now - step.logged_at < PROGRESS_INTERVAL_S:
+        if now - max(step.logged_at, step.started_at) < PROGRESS_INTERVAL_S:
             return None
         step.logged_at = now
-        return f"step {step.label} {event.fraction:4.0%} {step.message}".rstrip()
+        return f"step {step.label} {event.fraction:.0%} {step.message}".rstrip()

@@ -1,12 +1,10 @@
-"""Where results go: stdout, or a file that is complete or untouched."""
+"""Where results go: stdout or a file."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +54,7 @@ class ResultsOutput:
             data = encode_json(results[0].to_json()) + b"\n"
         try:
             if self._path is not None:
-                _write_file(self._path, data)
+                self._path.write_bytes(data)
             elif sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]: likewise
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
@@ -67,25 +65,3 @@ class ResultsOutput:
         except OSError as exc:
             where = self._path or "stdout"
             raise StepflowError(f"the result cannot be written to {where}: {exc.strerror}") from exc
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a device or a pipe: nothing there to replace
-        return
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -98,7 +98,7 @@ class Config:
 
     plugins: Mapping[str, PluginConfig]
     routes: tuple[Route, ...]
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     warnings: tuple[str, ...] = ()
     """What has no effect although it is there, each with its ``file:line:column``."""
     source: str
@@ -119,7 +119,7 @@ def find_config(flow_path: Path | None, cwd: Path) -> Path | None:
     Raises:
         ConfigError: one directory holds two of the names of `FILE_NAMES`.
     """
-    for directory in [cwd] if flow_path is None else [flow_path.parent, cwd]:
+    for directory in [cwd] if flow_path is None else [cwd / flow_path.parent, cwd]:
         found = [directory / name for name in FILE_NAMES if os.path.lexists(directory / name)]
         if len(found) > 1:
             names = " and ".join(path.name for path in found)
@@ -214,19 +214,19 @@ class _Reader:
         self._environ = environ
         self._problems: list[_Problem] = []
         self._warnings: list[_Problem] = []
-        self._plugin_names: list[str] = []
+        self._plugin_names: list[str] | None = None
+        """None where it is not known what plugins there are."""
 
     def config(self) -> Config:
         fields = self._object(self._source.value, ())
         self._ignore_others(fields, (), _TOP_KEYS)
         if (working_directory := fields.get("workingDirectory")) is not None:
-            self._directory = self._directory / self._string(working_directory, ("workingDirectory",))
-        plugins = {
-            name: self._plugin(value, ("plugins", name))
-            for name, value in self._required_object(fields, (), "plugins").items()
-        }
-        self._plugin_names = list(plugins)
-        routes = self._routes(self._required_object(fields, (), "routes"))
+            self._set_directory(working_directory)
+        given_plugins = self._required_object(fields, "plugins")
+        plugins = {name: self._plugin(value, ("plugins", name)) for name, value in given_plugins.items()}
+        if isinstance(fields.get("plugins"), dict):
+            self._plugin_names = list(plugins)
+        routes = self._routes(self._required_object(fields, "routes"))
         routed = {rule.plugin for route in routes for rule in route.rules}
         for name in plugins.keys() - routed:
             self._warn(("plugins", name), "no route leads to this plugin", at_key=True)
@@ -241,6 +241,13 @@ class _Reader:
             warnings=tuple(f"{printable(str(w.place))}: {w.text}" for w in _in_order(self._warnings)),
             source=self._source.name,
         )
+
+    def _set_directory(self, value: object) -> None:
+        path = ("workingDirectory",)
+        directory = self._string(value, path)
+        if "\0" in directory:
+            self._problem(path, "holds a NUL character, which no directory's name does")
+        self._directory = self._directory / directory
 
     def _refuse_faulty_text(self, plugins: Mapping[str, PluginConfig]) -> None:
         """Count what reading the text went past, such as a duplicate key, as a problem.
@@ -288,8 +295,7 @@ class _Reader:
                 return self._unsupported(path, "stepflow", reason)
             case None if fields.get("command") is not None:
                 reason = (
-                    "without `transport: stdio` a worker is a server that speaks HTTP, which is not supported "
-                    "by this runtime"
+                    "without `transport: stdio` a worker speaks HTTP, which is not supported by this runtime"
                 )
                 return self._unsupported(path, "stepflow", reason)
             case None:
@@ -309,15 +315,17 @@ class _Reader:
             command = self._substituted(fields["command"], (*path, "command"))
             if command == "":
                 self._problem((*path, "command"), "is empty: name the program to start")
-        args = [
-            self._substituted(arg, (*path, "args", index))
-            for index, arg in enumerate(self._array(fields.get("args"), (*path, "args")))
-        ]
+        args = [self._substituted(arg, at) for at, arg in self._items(fields, path, "args")]
         env: dict[str, str] = {}
-        for name, value in self._object(fields.get("env") or {}, (*path, "env")).items():
+        given_env = {} if fields.get("env") is None else self._object(fields["env"], (*path, "env"))
+        for name, value in given_env.items():
             if not name or "=" in name or "\0" in name:
-                self._problem((*path, "env", name), "is no variable's name", at_key=True)
-            env[name] = self._substituted(value, (*path, "env", name)) or ""
+                # Not shown: after the `=` of a variable that is written the shell's way stands its value.
+                place = self._source.place((*path, "env", name), at_key=True)
+                message = "this is no variable's name: write NAME: value"
+                self._problems.append(_Problem(place, _at_key((*path, "env"), message)))
+            else:
+                env[name] = self._substituted(value, (*path, "env", name)) or ""
         return StdioPluginConfig(
             command=command or "",
             args=tuple(arg or "" for arg in args),
@@ -361,17 +369,13 @@ class _Reader:
         fields = self._object(value, path)
         narrowing = [key for key in fields if key not in _RULE_KEYS and _seems_to_narrow(key)]
         for key in narrowing:
-            known = " or ".join(_NARROWING)
-            self._problem((*path, key), f"is not a key of a rule: write {known}", at_key=True)
+            hint = did_you_mean(key, _NARROWING) or f"write one of {', '.join(_NARROWING)}"
+            self._problem((*path, key), f"is no key of a rule; {hint}", at_key=True)
         self._ignore_others(fields, path, (*_RULE_KEYS, *narrowing))
         plugin = component = None
         if fields.get("plugin") is not None:
             plugin = self._string(fields["plugin"], (*path, "plugin"))
-            if isinstance(fields["plugin"], str) and plugin not in self._plugin_names:
-                known = ", ".join(self._plugin_names[:10]) or "none"
-                hint = did_you_mean(plugin, self._plugin_names)
-                message = f'no plugin "{printable(plugin)}" is configured'
-                self._problem((*path, "plugin"), f"{message}; {hint or f'there are: {known}'}")
+            self._check_plugin(fields["plugin"], (*path, "plugin"))
         elif isinstance(value, dict):
             self._missing(fields, path, "plugin")
         if fields.get("component") is not None:
@@ -380,14 +384,17 @@ class _Reader:
             plugin=plugin or "",
             component=component,
             conditions=tuple(
-                self._condition(condition, (*path, "conditions", index))
-                for index, condition in enumerate(
-                    self._array(fields.get("conditions"), (*path, "conditions"))
-                )
+                self._condition(condition, at) for at, condition in self._items(fields, path, "conditions")
             ),
             component_allow=self._components(fields, path, "componentAllow"),
             component_deny=self._components(fields, path, "componentDeny"),
         )
+
+    def _check_plugin(self, name: object, path: JsonPath) -> None:
+        if isinstance(name, str) and self._plugin_names is not None and name not in self._plugin_names:
+            listed = ", ".join(map(printable, self._plugin_names[:10])) or "none"
+            hint = did_you_mean(name, self._plugin_names) or f"there are: {listed}"
+            self._problem(path, f'no plugin "{printable(name)}" is configured; {hint}')
 
     def _condition(self, value: object, path: JsonPath) -> Condition:
         fields = self._object(value, path)
@@ -408,8 +415,7 @@ class _Reader:
     def _components(self, fields: dict[str, Any], path: JsonPath, key: str) -> tuple[str, ...] | None:
         if fields.get(key) is None:
             return None
-        components = self._array(fields[key], (*path, key))
-        return tuple(self._string(name, (*path, key, index)) for index, name in enumerate(components))
+        return tuple(self._string(component, at) for at, component in self._items(fields, path, key))
 
     # ---- retries -----------------------------------------------------------------------------------------
 
@@ -463,11 +469,9 @@ class _Reader:
     def _factor(self, value: object, path: JsonPath) -> float:
         if value is None:
             return 2.0
-        # A whole number may be too large for a float.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value <= _MAX_COUNT:
             return float(value)
-        what = "is out of range" if isinstance(value, (int, float)) else f"is {json_type(value)}"
-        self._problem((*path, "factor"), f"{what}; it must be a number from 1 on: delays do not shrink")
+        self._problem((*path, "factor"), f"must be a number from 1 to {_MAX_COUNT}: delays do not shrink")
         return 2.0
 
     def _whole_number(self, fields: dict[str, Any], path: JsonPath, key: str, default: int, most: int) -> int:
@@ -476,10 +480,7 @@ class _Reader:
             return default
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
             return value
-        shown = "this number" if isinstance(value, (int, float)) else json_type(value)
-        if isinstance(value, bool):
-            shown = json_type(value)
-        self._problem((*path, key), f"must be a whole number from 0 to {most}, not {shown}")
+        self._problem((*path, key), f"must be a whole number from 0 to {most}")
         return default
 
     # ---- any value ---------------------------------------------------------------------------------------
@@ -488,31 +489,43 @@ class _Reader:
         """The value where it is an object, else an empty one."""
         if isinstance(value, dict):
             return cast("dict[str, Any]", value)
-        self._problem(path, f"must be an object with keys, not {json_type(value)}")
+        self._wrong_type(path, value, "an object with keys")
         return {}
 
-    def _required_object(self, fields: dict[str, Any], path: JsonPath, key: str) -> dict[str, Any]:
-        if fields.get(key) is None:
-            if isinstance(self._source.value, dict):
-                self._missing(fields, path, key)
-            return {}
-        return self._object(fields[key], (*path, key))
+    def _required_object(self, fields: dict[str, Any], key: str) -> dict[str, Any]:
+        """The object under a key of the whole configuration, else an empty one."""
+        if fields.get(key) is not None:
+            return self._object(fields[key], (key,))
+        if isinstance(self._source.value, dict):
+            self._missing(fields, (), key)
+        return {}
 
     def _array(self, value: object, path: JsonPath) -> list[object]:
         """The value where it is a list, else an empty one."""
         if isinstance(value, list):
             return cast("list[object]", value)
-        if value is not None or len(path) == 2:
-            self._problem(path, f"must be a list, not {json_type(value)}")
+        self._wrong_type(path, value, "a list")
         return []
+
+    def _items(
+        self, fields: Mapping[str, Any], path: JsonPath, key: str
+    ) -> Iterator[tuple[JsonPath, object]]:
+        """The members, each with its path, of the list under a key that need not be there."""
+        members = [] if fields.get(key) is None else self._array(fields[key], (*path, key))
+        for index, member in enumerate(members):
+            yield (*path, key, index), member
 
     def _string(self, value: object, path: JsonPath) -> str:
         """The value where it is a string, else an empty one."""
         if isinstance(value, str):
             return value
-        hint = "; put it in quotes" if isinstance(value, (bool, int, float)) else ""
-        self._problem(path, f"must be a string, not {json_type(value)}{hint}")
+        self._wrong_type(path, value, "a string")
         return ""
+
+    def _wrong_type(self, path: JsonPath, value: object, wanted: str) -> None:
+        hint = "; put it in quotes" if wanted == "a string" and isinstance(value, (bool, int, float)) else ""
+        # A value that is not written has no place of its own, so its key's is shown.
+        self._problem(path, f"must be {wanted}, not {json_type(value)}{hint}", at_key=value is None)
 
     def _missing(self, fields: Mapping[str, Any], path: JsonPath, key: str) -> None:
         """A key that must be there is not; perhaps it is there under a misspelled name."""

@@ -193,14 +193,6 @@ def _convert_options(annotations: Mapping[str, Any]) -> dict[str, Any]:
             return validators[kind](value)
 
         options["dec_hook"] = convert_custom
-    for root, annotation in annotations.items():
-        try:
-            # Whatever null does here: a type that msgspec cannot handle shows itself by another exception.
-            msgspec.convert(None, annotation, **options)
-        except msgspec.ValidationError:
-            continue
-        except Exception as exc:
-            raise AnnotationUnusable(f"{type_name(annotation)}: {exc}, at {root}") from exc
     return options
 
 

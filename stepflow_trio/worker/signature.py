@@ -356,10 +356,10 @@ def _enclosing_names(function: Any) -> dict[str, Any]:
 
 
 def _output_schema(resolve: Resolve, returned: Any) -> Callable[[], JsonSchema]:
-    def output_schema() -> JsonSchema:
-        return schema_for(resolve("the return value", returned), mode="serialization")
-
-    with contextlib.suppress(AnnotationUnusable):
-        # Now, while the enclosing functions run. What is not defined yet is looked up when it is asked for.
-        returned = resolve("the return value", returned)
-    return output_schema
+    what = "the return value"
+    try:
+        annotation = resolve(what, returned)
+    except AnnotationUnusable:
+        # Nothing needs it before somebody asks, and by then it may be defined.
+        return lambda: schema_for(resolve(what, returned), mode="serialization")
+    return functools.partial(schema_for, annotation, mode="serialization")

@@ -21,7 +21,9 @@ ROLES = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
 
 @ROLES
 @pytest.mark.parametrize("id_", [7, "7", 0, -1, "", "é\u0000", 2**63 - 1, -(2**63)], ids=repr)
-async def test_a_request_is_answered_with_its_id_as_it_came_type_included(role: Role, id_: int | str) -> None:
+async def test_a_request_is_answered_with_its_id_as_it_came_type_included(
+    autojump_clock: Any, role: Role, id_: int | str
+) -> None:
     async with scripted(role=role) as (_, peer):
         await peer.request("echo", {"n": 1}, id_=id_)
         assert await peer.expect_result(id_) == {"n": 1}
@@ -41,7 +43,9 @@ async def test_7_and_the_string_7_are_two_requests_in_flight_at_once(autojump_cl
 
 
 @ROLES
-async def test_an_id_in_flight_used_again_is_an_invalid_request_and_the_first_is_unharmed(role: Role) -> None:
+async def test_an_id_in_flight_used_again_is_an_invalid_request_and_the_first_is_unharmed(
+    autojump_clock: Any, role: Role
+) -> None:
     recorder = Recorder()
     async with scripted(offering(wait=recorder.wait), role=role) as (_, peer):
         await peer.request("wait", ["first"], id_=1)
@@ -55,7 +59,7 @@ async def test_an_id_in_flight_used_again_is_an_invalid_request_and_the_first_is
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-async def test_answers_may_come_in_any_order(order: tuple[int, ...]) -> None:
+async def test_answers_may_come_in_any_order(autojump_clock: Any, order: tuple[int, ...]) -> None:
     async with scripted() as (connection, peer), trio.open_nursery() as nursery:
         results: dict[int, Any] = {}
 
@@ -72,7 +76,7 @@ async def test_answers_may_come_in_any_order(order: tuple[int, ...]) -> None:
         assert results == {number: {"answer to": {"number": number}} for number in range(4)}
 
 
-async def test_the_same_id_both_ways_at_once_means_two_requests() -> None:
+async def test_the_same_id_both_ways_at_once_means_two_requests(autojump_clock: Any) -> None:
     recorder = Recorder()
     async with scripted(offering(wait=recorder.wait)) as (connection, peer), trio.open_nursery() as nursery:
         results: list[Any] = []
@@ -94,7 +98,9 @@ async def test_the_same_id_both_ways_at_once_means_two_requests() -> None:
 
 
 @ROLES
-async def test_a_late_a_second_and_an_unknown_answer_are_counted_and_harm_nobody(role: Role) -> None:
+async def test_a_late_a_second_and_an_unknown_answer_are_counted_and_harm_nobody(
+    autojump_clock: Any, role: Role
+) -> None:
     async with scripted(role=role) as (connection, peer), trio.open_nursery() as nursery:
         connection.peer_extensions = frozenset()
         with trio.CancelScope() as caller:
@@ -110,7 +116,9 @@ async def test_a_late_a_second_and_an_unknown_answer_are_counted_and_harm_nobody
         await peer.answer(Request("ask", [], 4711), "never asked")
         await peer.answer(Request("ask", [], str(request.id)), "the id is a number")
         await peer.fail(Request("ask", [], 4712), -1)
-        await peer.send_raw(b'{"jsonrpc":"2.0","result":1,"id":true}', b'{"jsonrpc":"2.0","result":1,"id":1.0}')
+        await peer.send_raw(
+            b'{"jsonrpc":"2.0","result":1,"id":true}', b'{"jsonrpc":"2.0","result":1,"id":1.0}'
+        )
         await peer.send_raw(b'{"jsonrpc":"2.0","error":{"code":-32700,"message":"?"},"id":null}')
         await peer.answer(request, "right")
         await peer.answer(request, "second")
@@ -125,7 +133,7 @@ async def test_a_late_a_second_and_an_unknown_answer_are_counted_and_harm_nobody
         assert connection.loss is None
 
 
-async def test_call_ids_are_never_used_again() -> None:
+async def test_call_ids_are_never_used_again(autojump_clock: Any) -> None:
     async with scripted() as (connection, peer), trio.open_nursery() as nursery:
         ids: list[Any] = []
         for _ in range(5):
@@ -159,34 +167,42 @@ async def test_a_lost_answer_fails_only_its_own_caller(autojump_clock: Any) -> N
 @pytest.mark.parametrize(
     "answer",
     [
-        b'{"jsonrpc":"2.0","id":%d}',
         b'{"jsonrpc":"2.0","result":1,"error":{"code":1,"message":"x"},"id":%d}',
         b'{"jsonrpc":"2.0","error":{"code":"1","message":"x"},"id":%d}',
         b'{"jsonrpc":"1.0","result":1,"id":%d}',
         b'{"jsonrpc":"2.0","error":"x","id":%d}',
     ],
 )
-async def test_a_garbled_answer_fails_its_call_only(answer: bytes) -> None:
+async def test_a_garbled_answer_fails_its_call_only(autojump_clock: Any, answer: bytes) -> None:
     async with scripted() as (connection, peer), trio.open_nursery() as nursery:
         results: list[Any] = []
         nursery.start_soon(_call_into, results, connection, "ask")
         request = await peer.expect("ask")
         nursery.start_soon(_answer_next, peer, answer)
-        if b"result" not in answer and b"error" not in answer:
-            # Neither a request nor an answer: nobody knows whose it was meant to be.
-            with trio.move_on_after(0):
-                await connection.call("garbled")
-        else:
-            with pytest.raises(RemoteProtocolError, match="garbled is no JSON-RPC response") as caught:
-                await connection.call("garbled")
-            assert caught.value.code == ErrorCode.GARBLED_MESSAGE
+        with pytest.raises(RemoteProtocolError, match="garbled is no JSON-RPC response") as caught:
+            await connection.call("garbled")
+        assert caught.value.code == ErrorCode.GARBLED_MESSAGE
         await peer.answer(request, "fine")
         await wait_all_tasks_blocked()
         assert results == ["fine"]
-        nursery.cancel_scope.cancel()
 
 
-async def test_a_frame_that_is_no_json_is_answered_and_the_next_one_is_read() -> None:
+async def test_what_is_neither_a_request_nor_an_answer_is_refused_and_answers_nobody(
+    autojump_clock: Any,
+) -> None:
+    async with scripted() as (connection, peer), trio.open_nursery() as nursery:
+        results: list[Any] = []
+        nursery.start_soon(_call_into, results, connection, "ask")
+        request = await peer.expect("ask")
+        await peer.send_raw(b'{"jsonrpc":"2.0","id":%d}' % request.id)
+        await peer.expect_error(request.id, ErrorCode.INVALID_REQUEST)
+        assert results == []
+        await peer.answer(request, "fine")
+        await wait_all_tasks_blocked()
+        assert results == ["fine"]
+
+
+async def test_a_frame_that_is_no_json_is_answered_and_the_next_one_is_read(autojump_clock: Any) -> None:
     async with scripted(receiving=Faults(instead={1: garbled})) as (_, peer):
         await peer.request("echo", [1], id_=1)
         error = await peer.expect_error(None, ErrorCode.PARSE_ERROR)
@@ -195,7 +211,7 @@ async def test_a_frame_that_is_no_json_is_answered_and_the_next_one_is_read() ->
         assert await peer.expect_result(1) == [2]
 
 
-async def test_100_callers_at_once_each_get_their_own_answer() -> None:
+async def test_100_callers_at_once_each_get_their_own_answer(autojump_clock: Any) -> None:
     async def late(params: Any, _: RequestContext) -> Any:
         for _ in range(params % 7):
             await trio.lowlevel.checkpoint()
@@ -220,7 +236,7 @@ async def test_100_callers_at_once_each_get_their_own_answer() -> None:
             assert (statistics.calls_waiting, statistics.requests_running, statistics.dropped) == (0, 0, {})
 
 
-async def test_a_batch_is_answered_as_one_array_and_once() -> None:
+async def test_a_batch_is_answered_as_one_array_and_once(autojump_clock: Any) -> None:
     recorder = Recorder()
     async with scripted(offering(wait=recorder.wait)) as (_, peer):
         await peer.send_raw(
@@ -235,13 +251,18 @@ async def test_a_batch_is_answered_as_one_array_and_once() -> None:
         assert batch.items[2].error.code == ErrorCode.METHOD_NOT_FOUND
 
 
-async def test_an_error_answer_carries_code_message_and_data_to_the_caller() -> None:
+async def test_an_error_answer_carries_code_message_and_data_to_the_caller(autojump_clock: Any) -> None:
     async with scripted() as (connection, peer), trio.open_nursery() as nursery:
         nursery.start_soon(_fail_next, peer, -32123, "no stock", {"sku": 7})
         with pytest.raises(CallFailed) as caught:
             await connection.call("buy")
         error = caught.value
-        assert (error.code, error.message, error.data, error.method) == (-32123, "no stock", {"sku": 7}, "buy")
+        assert (error.code, error.message, error.data, error.method) == (
+            -32123,
+            "no stock",
+            {"sku": 7},
+            "buy",
+        )
 
 
 async def _cancel_when_blocked(scope: trio.CancelScope) -> None:

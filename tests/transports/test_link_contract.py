@@ -53,9 +53,7 @@ async def lockstep_streams() -> AsyncGenerator[Pair]:
 
 @asynccontextmanager
 async def sockets() -> AsyncGenerator[Pair]:
-    near, far = (
-        trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in socket.socketpair()
-    )
+    near, far = (trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in socket.socketpair())
     async with near, far:
         yield Pair(StreamLink(near, near), StreamLink(far, far), far.send_all)
 
@@ -159,6 +157,11 @@ def ignore() -> None:
     pass
 
 
+async def send_for_ever(link: Link) -> None:
+    while True:
+        await link.send([b"x" * 100_000], ignore)
+
+
 async def receive_frames(link: Link, number: int) -> list[bytes | FrameRejected]:
     frames: list[bytes | FrameRejected] = []
     while len(frames) < number:
@@ -211,7 +214,7 @@ async def test_a_frame_of_8_mib_goes_both_ways_between_small_ones_and_its_progre
 @every_transport
 async def test_a_cancelled_receive_loses_nothing(open_pair: OpenPair) -> None:
     sent = [b"%d" % n * 50 for n in range(300)]
-    chance = random.Random(1)
+    chance = random.Random(1)  # noqa: S311 — no secret
     cancelled = 0
     async with open_pair() as pair:
         for sender, receiver in ((pair.near, pair.far), (pair.far, pair.near)):
@@ -259,8 +262,7 @@ async def test_sending_to_a_closed_end_fails(open_pair: OpenPair) -> None:
     async with open_pair() as pair:
         await (pair.close_near or pair.near.aclose)()
         with pytest.raises((OSError, trio.BrokenResourceError)):
-            while True:
-                await pair.far.send([b"x" * 10_000], ignore)
+            await send_for_ever(pair.far)
 
 
 @every_bounded_transport
@@ -275,8 +277,7 @@ async def test_a_closed_link_says_so_and_closing_wakes_its_own_tasks(open_pair: 
 
         async def send() -> None:
             with pytest.raises(trio.ClosedResourceError):
-                while True:
-                    await pair.near.send([b"x" * 100_000], ignore)
+                await send_for_ever(pair.near)
             woken.append("sender")
 
         async with trio.open_nursery() as nursery:

@@ -340,6 +340,24 @@ class Second(msgspec.Struct):
     assert run(module.component, {"second": {"a": 1}}) == 1
 
 
+def test_a_return_type_defined_after_the_function_is_described_once_it_is_there():
+    namespace = module_with(
+        """
+def f(a: int, b: int) -> Later:
+    return a
+component = define(f)
+early = component.problems, component.output_schema
+class Later(msgspec.Struct):
+    a: int
+"""
+    )
+    (problem,), schema = namespace["early"]
+    assert "its output has no schema" in problem
+    assert schema == {}
+    assert namespace["component"].output_schema["title"] == "Later"
+    assert namespace["component"].problems == ()
+
+
 def test_a_name_that_never_appears_is_a_problem_of_this_component_only():
     def f(input: NoSuchName) -> int: ...  # noqa: F821
 

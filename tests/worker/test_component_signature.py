@@ -250,7 +250,7 @@ def test_null_counts_as_no_input_where_everything_has_a_default():
     assert call(fields, None) == 3
     assert call(whole, None) == 5
     assert call(others, None) == {}
-    assert misfit(needs, None).json_path == "$"
+    assert misfit(needs, None).message == "input does not fit /c: expected object, got null at $"
 
 
 def test_field_names_need_not_be_possible_names_of_record_fields():
@@ -784,6 +784,16 @@ def test_an_unusable_type_for_kwargs_or_a_path_parameter_is_named_as_well():
         read(f)
     with pytest.raises(AnnotationUnusable, match=r"complex has no JSON form, at \{n\}"):
         read(g, "n")
+
+
+def test_the_schema_of_the_output_describes_what_pydantic_writes():
+    class Aliased(pydantic.BaseModel):
+        a: int = pydantic.Field(serialization_alias="theA")
+
+    def f(a: Aliased) -> Aliased: ...
+
+    assert set(read(f).output_schema()["properties"]) == {"theA"}
+    assert set(read(f).input_schema()["properties"]["a"]["properties"]) == {"a"}
 
 
 def test_an_unusable_return_type_does_not_keep_the_function_from_being_called():

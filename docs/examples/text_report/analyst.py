@@ -15,8 +15,8 @@ from stepflow_trio import Context, Worker
 worker = Worker()
 
 COMMON = frozenset(
-    "a all an and as at be but by for had he her his i if in is it its no not of on or out she so that the"
-    " there they this to up was were what when which with you".split()
+    """a all an and as at be but by for had he her his i if in is it its no not of on or out she so that the
+    there they this to up was were what when which with you""".split()  # noqa: SIM905 — easier to read than quoted one by one
 )
 
 
@@ -85,7 +85,7 @@ async def echoes(text_id: str, context: Context, most: int = 3) -> list[Echo]:
 
     This is the work that takes a while, so it is done in a thread and says how far it is.
     """
-    sentences = [s for s in sentences_of(await context.get_blob(text_id)) if len(s.split()) > 3]
+    sentences = [s for s in sentences_of(await context.get_blob(text_id)) if 4 <= len(s.split()) <= 40]
 
     def compare() -> list[Echo]:
         found: list[Echo] = []

@@ -59,9 +59,7 @@ async def load_text(path: str, context: Context) -> Loaded:
 async def quotations(text_id: str, context: Context) -> Quotations:
     """Find what is said between “ and ”."""
     paragraphs: list[str] = await context.get_blob(text_id)
-    spoken = [
-        part.strip(" ,;—") for paragraph in paragraphs for part in re.findall("“([^”]*)”", paragraph)
-    ]
+    spoken = [part.strip(" ,;—") for paragraph in paragraphs for part in re.findall("“([^”]*)”", paragraph)]
     return Quotations(
         count=len(spoken),
         words=sum(len(part.split()) for part in spoken),
@@ -86,8 +84,8 @@ def render_report(
         "=" * len(title),
         f"{words['total']:,} words, {words['different']:,} different ones.",
         f"Most frequent: {frequent}.",
-        f"{readability['sentences']} sentences of {readability['words_per_sentence']:.1f} words on average;"
-        f" reading ease {readability['reading_ease']:.0f} of 100.",
+        f"{readability['sentences']} sentences, {readability['words_per_sentence']:.1f} words on average.",
+        f"Reading ease: {readability['reading_ease']:.0f} of 100.",
         f"{quotations['count']} quotations make up {share:.0f} % of the text.",
         f"Short questions: {' '.join(quotations['questions'])}",
     ]

@@ -1,0 +1,115 @@
+"""The options of ``stepflow-trio run`` as what they stand for: a flow, a configuration, inputs, variables."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stepflow_trio.cli.configuration import read_configuration
+from stepflow_trio.cli.exits import complain
+from stepflow_trio.cli.given_values import (
+    STDIN,
+    Format,
+    read_json_lines,
+    read_text_value,
+    read_value,
+    require_object,
+)
+from stepflow_trio.cli.results_output import ResultsOutput
+from stepflow_trio.flows.diagnostics import DiagnosticKind
+from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.reader import read_flow_file
+from stepflow_trio.runtime.config import Config
+
+_NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCRIPTION)
+"""Warnings that ``validate`` gives, and that nobody wants at every run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunArguments:
+    """Everything that a run needs."""
+
+    flow: Flow
+    config: Config
+    inputs: list[Any]
+    is_batch: bool
+    variables: dict[str, Any]
+    max_concurrency: int | None
+    output: ResultsOutput
+    quiet: bool
+
+    @classmethod
+    def read(cls, **options: Any) -> RunArguments:
+        """Read all files that the options name, the flow first and stdin last.
+
+        Raises:
+            click.UsageError: the options contradict each other.
+            FlowInvalid: the flow, an input or the variables say nothing that can be used.
+            ConfigError: the configuration does.
+            Unusable: a file cannot be read, or the output not be written.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        input_option = _only_one_of(given, "input", "input_json", "input_yaml", "inputs")
+        variables_option = _only_one_of(given, "variables", "variables_json", "variables_yaml")
+        if "max_concurrency" in given and input_option != "inputs":
+            raise click.UsageError("--max-concurrency is for a batch: it goes with --inputs.")
+        readers = [f"--{name}" for name in ("input", "inputs", "variables") if given.get(name) == STDIN]
+        if input_option is None:
+            if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdin is None when closed at the start
+                raise click.UsageError(
+                    "There is no input: give --input FILE, --input-json JSON or --input-yaml YAML, or pipe it in."
+                )
+            given["input"] = STDIN
+            readers.insert(0, "the input")
+        if len(readers) > 1:
+            raise click.UsageError(f"stdin can be read once, but is to be {' and '.join(readers)}.")
+        if "stdin_format" in given and (not readers or input_option == "inputs"):
+            raise click.UsageError("--stdin-format is for an input from stdin, which this command has not.")
+
+        flow = read_flow_file(given["flow"])
+        config = read_configuration(given.get("config"), beside=Path(given["flow"]))
+        quiet = bool(given.get("quiet"))
+        if not quiet:
+            warnings = [str(warning) for warning in flow.warnings if warning.kind not in _NOT_SHOWN]
+            for warning in [*warnings, *(f"warning: {warning}" for warning in config.warnings)]:
+                complain(warning)
+        output = ResultsOutput(given.get("output"))
+        stdin_format: Format = given.get("stdin_format", "json")
+        is_batch = "inputs" in given
+        variables = _given_value(given, "variables", stdin_format) if variables_option else {}
+        return cls(
+            flow=flow,
+            config=config,
+            inputs=(
+                read_json_lines(given["inputs"]) if is_batch else [_given_value(given, "input", stdin_format)]
+            ),
+            is_batch=is_batch,
+            variables=require_object(variables, what=_written(variables_option or "variables")),
+            max_concurrency=given.get("max_concurrency"),
+            output=output,
+            quiet=quiet,
+        )
+
+
+def _given_value(given: dict[str, Any], name: str, stdin_format: Format) -> Any:
+    if name in given:
+        return read_value(given[name], stdin_format=stdin_format)
+    format: Format = "json" if f"{name}_json" in given else "yaml"
+    option = f"{name}_{format}"
+    return read_text_value(given[option], name=_written(option), format=format)
+
+
+def _only_one_of(given: dict[str, Any], *names: str) -> str | None:
+    """Which of the options was given; raises `click.UsageError` where more than one was."""
+    found = [name for name in names if name in given]
+    if len(found) > 1:
+        raise click.UsageError(f"{' and '.join(map(_written, found))} exclude each other.")
+    return found[0] if found else None
+
+
+def _written(name: str) -> str:
+    return "--" + name.replace("_", "-")

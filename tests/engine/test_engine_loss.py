@@ -1,0 +1,448 @@
+"""DESIGN section 4, Cancellation 4: how a connection is lost, and what that does to everything it carried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from engine_stage import Recorder, connected, offering, scripted
+from trio.testing import wait_all_tasks_blocked
+
+from stepflow_trio.engine import Connection, Limits, RequestContext, open_connection
+from stepflow_trio.errors import ConnectionLost, ErrorCode, LossReason
+from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.peer import Phase, Role
+from stepflow_trio.testing import Faults, ScriptedPeer, memory_link_pair
+
+ANSWERING_ROLES = pytest.mark.parametrize("role", [Role.WORKER, Role.PLAIN], ids=lambda role: role.value)
+ROLES = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+
+# What each reason takes: limits, faults of the link, and what happens once everything waits.
+Act = Callable[[Connection, ScriptedPeer], Any]
+
+
+async def _nothing(_connection: Connection, _peer: ScriptedPeer) -> None:
+    pass
+
+
+async def _peer_closes(_connection: Connection, peer: ScriptedPeer) -> None:
+    await peer.close()
+
+
+async def _peer_floods(connection: Connection, peer: ScriptedPeer) -> None:
+    while connection.loss is None:
+        await peer.send_raw(b"no JSON")
+        await wait_all_tasks_blocked()
+
+
+async def _owner_gives_up(connection: Connection, _peer: ScriptedPeer) -> None:
+    connection.lose(LossReason.PROTOCOL_VIOLATION, "the peer speaks another version")
+
+
+HOW_LOST: dict[str, tuple[LossReason, Limits, Faults, Faults, Act]] = {
+    "the peer closes": (LossReason.PEER_CLOSED, Limits(), Faults(), Faults(), _peer_closes),
+    "receiving fails": (LossReason.STREAM_ERROR, Limits(), Faults(fail_after=1), Faults(), _nothing),
+    "sending fails": (LossReason.STREAM_ERROR, Limits(), Faults(), Faults(fail_after=1), _nothing),
+    "the owner sees a violation": (
+        LossReason.PROTOCOL_VIOLATION, Limits(), Faults(), Faults(), _owner_gives_up,
+    ),
+    "silence": (LossReason.IDLE_TIMEOUT, Limits(idle_timeout_s=7), Faults(), Faults(), _nothing),
+    "the peer takes nothing": (
+        LossReason.SEND_STALLED, Limits(send_timeout_s=7), Faults(), Faults(stall_after=1), _nothing,
+    ),
+    "the peer sends and never reads": (
+        LossReason.SEND_STALLED, Limits(max_outbox_bytes=1000), Faults(), Faults(stall_after=0), _peer_floods,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HOW_LOST)
+async def test_a_lost_connection_ends_everything_it_carried_with_the_reason(
+    autojump_clock: Any, how: str
+) -> None:
+    reason, limits, receiving, sending, act = HOW_LOST[how]
+    recorder = Recorder()
+    losses: list[ConnectionLost] = []
+
+    async def call(connection: Connection, *, by_handler: bool = False) -> None:
+        try:
+            await connection.call("callback" if by_handler else "call")
+        except ConnectionLost as exc:
+            losses.append(exc)
+            if by_handler:
+                raise
+
+    async def handler(params: Any, context: RequestContext) -> Any:
+        if params == ["with a callback"]:
+            await call(context.connection, by_handler=True)
+        return await recorder.wait(params, context)
+
+    async with scripted(offering(work=handler), limits=limits, receiving=receiving, sending=sending) as (
+        connection,
+        peer,
+    ):
+        async with trio.open_nursery() as nursery:
+            await peer.send_raw(codec.encode_request("work", ["with a callback"], "with a callback"))
+            if receiving.fail_after is None:
+                await peer.send_raw(codec.encode_request("work", ["alone"], "alone"))
+            nursery.start_soon(call, connection)
+            nursery.start_soon(call, connection)
+            await wait_all_tasks_blocked()
+            await act(connection, peer)
+            loss = await connection.wait_lost()
+            assert loss.reason is reason
+            await wait_all_tasks_blocked()
+            assert [exc.reason for exc in losses] == [reason] * 3
+            assert recorder.running == 0
+            statistics = connection.statistics()
+            assert statistics.phase is Phase.CLOSED
+            assert (statistics.calls_waiting, statistics.calls_abandoned) == (0, 0)
+            assert (statistics.requests_running, statistics.requests_waiting) == (0, 0)
+            assert (statistics.outbox_frames, statistics.outbox_bytes) == (0, 0)
+        for attempt in (connection.call("x"), connection.notify("x")):
+            with pytest.raises(ConnectionLost) as caught:
+                await attempt
+            assert caught.value.reason is reason
+            assert str(caught.value).startswith(f"connection lost ({reason.value}): ")
+        with pytest.raises(ConnectionLost):
+            connection.notify_nowait("x")
+        assert connection.loss is loss
+        assert f"lost: {reason.value}" in repr(connection)
+    assert connection.loss is loss, "the first reason stays"
+
+
+def test_every_reason_is_tried() -> None:
+    tried = {reason for reason, *_ in HOW_LOST.values()}
+    assert tried == set(LossReason) - {LossReason.LOCAL_CLOSE}, "LOCAL_CLOSE: test_engine_ownership.py"
+
+
+async def test_waiters_are_woken_before_anything_else_runs(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    async with scripted(offering(wait=recorder.wait), limits=Limits(max_handlers=1)) as (connection, peer):
+        losses: list[ConnectionLost] = []
+
+        async def call() -> None:
+            with pytest.raises(ConnectionLost) as caught:
+                await connection.call("ask")
+            losses.append(caught.value)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call)
+            await peer.send_raw(*(codec.encode_request("wait", [], n) for n in range(3)))
+            await wait_all_tasks_blocked()
+            # No await between these lines: the tables are empty and every caller is scheduled already.
+            connection.lose(LossReason.PROTOCOL_VIOLATION, "enough")
+            statistics = connection.statistics()
+            assert (statistics.calls_waiting, statistics.requests_waiting) == (0, 0)
+            runnable = trio.lowlevel.current_statistics().tasks_runnable
+            assert runnable >= 11
+        assert len(losses) == 10
+        assert len({id(loss) for loss in losses}) == 10, "each caller has an exception of its own"
+        assert recorder.cancelled == [0]
+
+
+async def test_losing_twice_changes_nothing(autojump_clock: Any) -> None:
+    async with scripted() as (connection, _):
+        connection.lose(LossReason.IDLE_TIMEOUT, "first")
+        connection.lose(LossReason.STREAM_ERROR, "second")
+        loss = await connection.wait_lost()
+        assert (loss.reason, loss.detail) == (LossReason.IDLE_TIMEOUT, "first")
+
+
+async def test_callers_that_wait_for_a_place_or_room_are_woken_by_the_loss(autojump_clock: Any) -> None:
+    limits = Limits(max_calls=1, max_outbox_bytes=1)
+    async with scripted(limits=limits, sending=Faults(stall_after=0)) as (connection, _):
+        lost: list[str] = []
+
+        async def expect_loss(name: str, act: Callable[[], Any]) -> None:
+            with pytest.raises(ConnectionLost):
+                await act()
+            lost.append(name)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_loss, "in flight", lambda: connection.call("a"))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(expect_loss, "place", lambda: connection.call("b"))
+            await wait_all_tasks_blocked()
+            await connection.notify("fills the outbox")
+            nursery.start_soon(expect_loss, "room", lambda: connection.call("c"))
+            nursery.start_soon(expect_loss, "notification", lambda: connection.notify("d"))
+            await wait_all_tasks_blocked()
+            assert lost == []
+            connection.lose(LossReason.STREAM_ERROR, "cut")
+        assert sorted(lost) == ["in flight", "notification", "place", "room"]
+
+
+async def test_what_arrives_in_the_batch_behind_the_loss_is_dropped_and_its_answers_are_heard(
+    autojump_clock: Any,
+) -> None:
+    # One array holds three things at once; the first of them fills the outbox of a peer that does not read.
+    recorder = Recorder()
+    limits = Limits(max_handlers=1, max_outbox_bytes=100)
+    async with scripted(offering(wait=recorder.wait), limits=limits, sending=Faults(stall_after=1)) as (
+        connection,
+        peer,
+    ):
+        answers: list[Any] = []
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                answers.append(await connection.call("ask"))
+
+            nursery.start_soon(call)
+            asked = await peer.expect("ask")
+            await peer.send_raw(codec.encode_request("wait", [], 1), codec.encode_request("wait", [], 2))
+            await wait_all_tasks_blocked()
+            while connection.statistics().outbox_bytes < 200:
+                await peer.send_raw(b"no JSON")
+                await wait_all_tasks_blocked()
+            cancel_waiting = codec.encode_notification("$/cancelRequest", {"id": 2})
+            answer = codec.encode_success("in time", asked.id)
+            begun_too_late = codec.encode_request("wait", [], 3)
+            await peer.send_raw(codec.encode_batch([cancel_waiting, begun_too_late, answer]))
+            loss = await connection.wait_lost()
+        assert loss.reason is LossReason.SEND_STALLED
+        assert answers == ["in time"]
+        assert recorder.began == recorder.cancelled == [1]
+
+
+async def test_a_timeout_of_a_handlers_callback_while_the_outbox_is_overfull_harms_nobody(
+    autojump_clock: Any,
+) -> None:
+    # Telling the peer of the timeout must not end the connection from within trio's cancel delivery:
+    # the handler that is being cancelled is one of those that the end would cancel again.
+    async def handler(_params: Any, context: RequestContext) -> None:
+        await context.connection.call("callback", timeout_s=1)
+
+    async with scripted(
+        offering(work=handler), limits=Limits(max_outbox_bytes=100), sending=Faults(stall_after=1)
+    ) as (connection, peer):
+        await peer.request("work", id_=1)
+        await peer.expect("callback")
+        while connection.statistics().outbox_bytes < 200:
+            await peer.send_raw(b"no JSON")
+            await wait_all_tasks_blocked()
+        await trio.sleep(2)
+        loss = await connection.wait_lost()
+        assert loss.reason is LossReason.SEND_STALLED
+
+
+# ---- the end of input -----------------------------------------------------------------------------------
+
+
+@ROLES
+async def test_at_the_end_of_input_pending_calls_fail_at_once(autojump_clock: Any, role: Role) -> None:
+    recorder = Recorder()
+    handshake = 2 if role is Role.WORKER else 0
+    async with scripted(
+        offering(wait=recorder.wait),
+        role=role,
+        receiving=Faults(end_after=handshake + 1),
+        limits=Limits(max_calls=2),
+    ) as (connection, peer):
+        began = trio.current_time()
+        failed: list[str] = []
+
+        async def call(name: str) -> None:
+            with pytest.raises(ConnectionLost) as caught:
+                await connection.call(name)
+            assert caught.value.reason is LossReason.PEER_CLOSED
+            failed.append(name)
+
+        async with trio.open_nursery() as nursery:
+            for n in range(6):
+                nursery.start_soon(call, f"call {n}")
+            await wait_all_tasks_blocked()
+            await peer.request("wait", id_=1)
+        assert len(failed) == 6, "those that waited for a place too"
+        with pytest.raises(ConnectionLost):
+            await connection.call("another")
+        assert trio.current_time() == began
+        assert (connection.loss is None) == (role is not Role.RUNTIME)
+
+
+@ANSWERING_ROLES
+async def test_at_the_end_of_input_what_is_in_flight_is_finished_and_sent(
+    autojump_clock: Any, role: Role
+) -> None:
+    async def work(params: Any, context: RequestContext) -> Any:
+        await trio.sleep(1)
+        await context.connection.notify("progress", ["half done"])
+        assert context.connection.notify_nowait("progress", ["nearly done"])
+        await trio.sleep(1)
+        return params
+
+    handshake = 2 if role is Role.WORKER else 0
+    async with scripted(
+        offering(work=work),
+        role=role,
+        receiving=Faults(end_after=handshake + 3),
+        limits=Limits(max_handlers=2),
+    ) as (connection, peer):
+        began = trio.current_time()
+        await peer.send_raw(*(codec.encode_request("work", [n], n) for n in range(3)))
+        loss = await connection.wait_lost()
+        assert (loss.reason, trio.current_time()) == (LossReason.PEER_CLOSED, began + 4)
+        results: list[Any] = []
+        while not isinstance(message := await peer.receive(), type(None)) and len(results) < 9:
+            results.append(getattr(message, "result", getattr(message, "params", None)))
+            if len(results) == 9:
+                break
+        assert sorted(result[0] for result in results if isinstance(result[0], int)) == [0, 1, 2]
+        assert [result[0] for result in results].count("half done") == 3
+
+
+@ANSWERING_ROLES
+async def test_finishing_after_the_end_of_input_takes_at_most_drain_s(
+    autojump_clock: Any, role: Role
+) -> None:
+    recorder = Recorder()
+    handshake = 2 if role is Role.WORKER else 0
+    async with scripted(
+        offering(wait=recorder.wait),
+        role=role,
+        receiving=Faults(end_after=handshake + 1),
+        limits=Limits(drain_s=3),
+    ) as (connection, peer):
+        began = trio.current_time()
+        await peer.request("wait", id_=1)
+        loss = await connection.wait_lost()
+        assert (loss.reason, trio.current_time()) == (LossReason.PEER_CLOSED, began + 3)
+        await wait_all_tasks_blocked()
+        assert recorder.cancelled == [1]
+
+
+@ANSWERING_ROLES
+async def test_at_the_end_of_input_with_nothing_in_flight_the_connection_is_over_at_once(
+    autojump_clock: Any, role: Role
+) -> None:
+    handshake = 2 if role is Role.WORKER else 0
+    async with scripted(role=role, receiving=Faults(end_after=handshake)) as (connection, _):
+        began = trio.current_time()
+        await connection.wait_lost()
+        assert trio.current_time() == began
+
+
+async def test_a_runtime_is_lost_at_the_end_of_input_whatever_is_in_flight(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    async with scripted(offering(wait=recorder.wait), role=Role.RUNTIME, receiving=Faults(end_after=1)) as (
+        connection,
+        peer,
+    ):
+        began = trio.current_time()
+        await peer.request("wait", id_=1)
+        loss = await connection.wait_lost()
+        await wait_all_tasks_blocked()
+        assert (loss.reason, trio.current_time()) == (LossReason.PEER_CLOSED, began)
+        assert recorder.cancelled == [1]
+
+
+async def test_calls_that_were_not_sent_before_the_end_of_input_are_withdrawn(autojump_clock: Any) -> None:
+    released, recorder = trio.Event(), Recorder()
+    async with scripted(
+        offering(wait=recorder.wait),
+        receiving=Faults(end_after=2),
+        sending=Faults(stall_after=0, released=released),
+    ) as (connection, peer):
+
+        async def call() -> None:
+            with pytest.raises(ConnectionLost):
+                await connection.call("never sent")
+
+        async with trio.open_nursery() as nursery:
+            await peer.request("wait", id_=1)
+            await peer.request("echo", ["first out"], id_=2)
+            nursery.start_soon(call)
+        recorder.release.set()
+        released.set()
+        assert await peer.expect_result(2) == ["first out"]
+        assert await peer.expect_result(1) == None  # noqa: E711 — the params of a request without any
+        await connection.wait_lost()
+        await peer.expect_nothing()
+
+
+async def test_requests_that_come_while_draining_are_refused(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    async with trio.open_nursery() as nursery:
+        link, far_link = memory_link_pair()
+        peer = ScriptedPeer(far_link)
+
+        async def owner() -> None:
+            async with open_connection(link, offering(wait=recorder.wait)):
+                await peer.request("wait", id_=1)
+                await wait_all_tasks_blocked()
+
+        nursery.start_soon(owner)
+        await wait_all_tasks_blocked()
+        await peer.request("echo", id_=2)
+        error = await peer.expect_error(2, ErrorCode.OVERLOADED)
+        assert error.message == "Shutting down"
+        assert error.data["retry_after_s"] > 0
+        recorder.release.set()
+        await peer.expect_result(1)
+        await peer.expect_end()
+
+
+# ---- exactly when ---------------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_takes_nothing_is_given_up_after_exactly_send_timeout_s(
+    autojump_clock: Any,
+) -> None:
+    async with scripted(sending=Faults(stall_after=0), limits=Limits(send_timeout_s=5)) as (connection, _):
+        await trio.sleep(100)
+        began = trio.current_time()
+        with pytest.raises(ConnectionLost, match=r"send_stalled.*accepted no bytes for 5 s"):
+            await connection.call("ask")
+        assert trio.current_time() == began + 5
+
+
+async def test_a_peer_that_takes_a_little_in_time_is_kept(autojump_clock: Any) -> None:
+    async with scripted(sending=Faults(delay_s=4.9), limits=Limits(send_timeout_s=5)) as (connection, peer):
+        for n in range(20):
+            await connection.notify("tick", [n])
+        for n in range(20):
+            assert (await peer.expect_notification("tick")).params == [n]
+        assert connection.loss is None
+
+
+async def test_silence_is_counted_from_the_last_frame(autojump_clock: Any) -> None:
+    async with scripted(limits=Limits(idle_timeout_s=5)) as (connection, peer):
+        began = trio.current_time()
+        for _ in range(3):
+            await trio.sleep(4.9)
+            await peer.notify("tick")
+        loss = await connection.wait_lost()
+        assert loss.reason is LossReason.IDLE_TIMEOUT
+        assert trio.current_time() == pytest.approx(began + 3 * 4.9 + 5)
+
+
+async def test_a_peer_that_stops_reading_does_not_hold_up_the_end(autojump_clock: Any) -> None:
+    with trio.fail_after(1.5):
+        async with scripted(sending=Faults(stall_after=0), limits=Limits(drain_s=1, send_timeout_s=60)) as (
+            connection,
+            _,
+        ):
+            with trio.move_on_after(0.25):
+                await connection.call("ask")
+
+
+async def test_the_far_end_sees_the_end_when_the_block_is_left(autojump_clock: Any) -> None:
+    async with connected() as (near, far):
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                with pytest.raises(ConnectionLost, match=re.escape("connection lost (")):
+                    await far.call("never")
+
+            never = trio.Event()
+            near._handlers.on_raw_request("never", lambda _p, _c: never.wait())
+            nursery.start_soon(call)
+            await wait_all_tasks_blocked()
+            near.lose(LossReason.PROTOCOL_VIOLATION, "enough")
+            await near.link.aclose()
+        assert (await far.wait_lost()).reason is LossReason.PEER_CLOSED
