@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from stepflow_trio import __version__
+
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -32,7 +34,7 @@ def _config_option(command: CommandT) -> CommandT:
 
 
 @click.group(context_settings=CONTEXT, no_args_is_help=True)
-@click.version_option(package_name="stepflow-trio", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def commands() -> None:
     """Run Stepflow flows: steps of a YAML file, executed by workers in any language.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -59,9 +58,7 @@ def _pretty(components: list[ListedComponent], *, with_schemas: bool) -> list[st
         first_line, *_ = (component.info.description or "").strip().split("\n")
         lines.append(f"{plain_line(component.path):{width}}  {plain_line(first_line)}".rstrip())
         if with_schemas:
-            for name, schema in (
-                ("input", component.info.input_schema),
-                ("output", component.info.output_schema),
-            ):
+            info = component.info
+            for name, schema in (("input", info.input_schema), ("output", info.output_schema)):
                 lines.append(f"  {name}: {json.dumps(schema, ensure_ascii=False) if schema else 'anything'}")
     return lines

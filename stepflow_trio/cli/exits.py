@@ -30,7 +30,7 @@ MISUSED = 2
 BROKEN_PIPE = 141
 
 
-class Unusable(Exception):  # noqa: N818 — named for what happened, like the package's own exceptions
+class Unusable(Exception):
     """Something that the user gave cannot be used; the text says what, where and what to do."""
 
 

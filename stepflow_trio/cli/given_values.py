@@ -89,9 +89,7 @@ def require_object(value: Any, *, what: str) -> dict[str, Any]:
         Unusable: it is something else.
     """
     if not isinstance(value, dict):
-        raise Unusable(
-            f"{what}: error: must be an object with a member for each name, not {json_type(value)}"
-        )
+        raise Unusable(f"{what}: error: must be an object, a member for each name, not {json_type(value)}")
     return cast("dict[str, Any]", value)
 
 

@@ -13,7 +13,7 @@ ResultT = TypeVar("ResultT")
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818 — named for what happened, like the package's own exceptions
+class Interrupted(Exception):
     """A signal ended the command; everything it had started is gone."""
 
     def __init__(self, number: int) -> None:

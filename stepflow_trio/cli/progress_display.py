@@ -43,6 +43,8 @@ class ProgressDisplay:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._has_unicode = self._console.encoding.lower().startswith("utf")
         self._lines: list[Text] = []
+        self._widths = 0, 0
+        """Of the columns in which finished steps are listed: the longest label and component so far."""
         self._is_broken = False
         self._live = Live(
             console=self._console,
@@ -59,7 +61,10 @@ class ProgressDisplay:
             case RunStarted() | ItemEnded() | RunEnded():
                 self._observe_run(event)
             case StepStarted() | StepProgressed():
-                self._state.take_step(event)
+                step = self._state.take_step(event)
+                if step is not None:
+                    label, component = self._widths
+                    self._widths = max(label, len(step.label)), max(component, len(step.component))
             case StepRetrying() | StepEnded():
                 self._observe_step(event)
             case WorkerStarted():
@@ -122,7 +127,9 @@ class ProgressDisplay:
             error = event.result.error
             self._say("✗", f"{step.label} failed after {took}: {error.message} (code {error.code})", "red")
         elif step.run.is_main and not step.run.is_batch:
-            self._say("✓", f"{step.label}  {step.component}  {took}", "green")
+            self._say(
+                "✓", f"{step.label:{self._widths[0]}}  {step.component:{self._widths[1]}}  {took}", "green"
+            )
 
     def _say(self, sign: str, text: str, style: str = "dim") -> None:
         sign = sign if self._has_unicode else {"✓": "+", "✗": "x", "↻": "~", "·": "-"}.get(sign, sign)

@@ -26,7 +26,7 @@ PROGRESS_INTERVAL_S = 1.0
 
 
 class ProgressLog:
-    """Writes each event as a line. Of a batch, the ends of its items and not their steps, unless one fails."""
+    """Writes each event as a line. Of a batch, its items' ends; of their steps only what fails."""
 
     def __init__(self) -> None:
         self._state = RunState()

@@ -89,8 +89,7 @@ class _WarningHandler(logging.Handler):
         text = f"{record.levelname.lower()}: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             exc = record.exc_info[1]
-            details = (
-                traceback.format_exception(exc) if shows_tracebacks() else [f"{type(exc).__name__}: {exc}"]
-            )
+            summary = [f"{type(exc).__name__}: {exc}"]
+            details = traceback.format_exception(exc) if shows_tracebacks() else summary
             text = f"{text}\n{''.join(details).rstrip()}"
         self._reporter.warn(text)

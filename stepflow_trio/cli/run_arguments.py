@@ -61,7 +61,7 @@ class RunArguments:
         if input_option is None:
             if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdin is None when closed at the start
                 raise click.UsageError(
-                    "There is no input: give --input FILE, --input-json JSON or --input-yaml YAML, or pipe it in."
+                    "There is no input: give --input, --input-json or --input-yaml, or pipe it in."
                 )
             given["input"] = STDIN
             readers.insert(0, "the input")
@@ -80,7 +80,7 @@ class RunArguments:
         output = ResultsOutput(given.get("output"))
         stdin_format: Format = given.get("stdin_format", "json")
         is_batch = "inputs" in given
-        variables = _given_value(given, "variables", stdin_format) if variables_option else {}
+        variables: Any = _given_value(given, "variables", stdin_format) if variables_option else {}
         return cls(
             flow=flow,
             config=config,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
-    Event,
     ItemEnded,
     RunEnded,
     RunStarted,

@@ -40,7 +40,6 @@ from stepflow_trio.protocol.peer import (
     Answered,
     AnsweredWithError,
     CancelReceived,
-    Dropped,
     Event,
     InboundRequest,
     Peer,
@@ -294,25 +293,21 @@ class Connection:
     # ---- the peer's requests ------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
-        kind = type(event)
-        if kind is InboundRequest:
-            self._admit(cast("InboundRequest", event))
-        elif kind is Answered:
-            answered = cast("Answered", event)
-            self._wake(answered.call.waiter, outcome.Value(answered.result))
-        elif kind is AnsweredWithError:
-            self._wake_with_error(cast("AnsweredWithError", event))
-        elif kind is Notification:
-            self._hear(cast("Notification", event))
-        elif kind is CancelReceived:
-            self._cancel(cast("CancelReceived", event).request)
-        elif kind is Reply:
-            reply = cast("Reply", event)
-            _log.debug("refused what the peer sent: %s %s", reply.error.message, reply.error.data)
-            self._post(reply.frame)
+        if type(event) is InboundRequest:
+            self._admit(event)
+        elif type(event) is Answered:
+            self._wake(event.call.waiter, outcome.Value(event.result))
+        elif type(event) is AnsweredWithError:
+            self._wake_with_error(event)
+        elif type(event) is Notification:
+            self._hear(event)
+        elif type(event) is CancelReceived:
+            self._cancel(event.request)
+        elif type(event) is Reply:
+            _log.debug("refused what the peer sent: %s %s", event.error.message, event.error.data)
+            self._post(event.frame)
         else:
-            dropped = cast("Dropped", event)
-            _log.debug("dropped (%s): %s", dropped.why, dropped.detail)
+            _log.debug("dropped (%s): %s", event.why, event.detail)
 
     def _admit(self, inbound: InboundRequest) -> None:
         context = inbound.handler = RequestContext(self, inbound)

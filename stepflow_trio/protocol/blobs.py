@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from stepflow_trio.protocol import codec
 
@@ -71,17 +71,13 @@ def may_be_content(id_: str, data: Any, blob_type: str) -> bool:
 
 
 def _is_spelled_freely(value: Any) -> bool:
-    pending = [value]
+    pending: list[Any] = [value]
     while pending:
-        match pending.pop():
-            case float():
-                return True
-            case int() as number if not -(2**63) <= number < 2**64:
-                return True
-            case list() as items:
-                pending.extend(items)
-            case dict() as members:
-                pending.extend(members.values())
-            case _:
-                pass
+        part = pending.pop()
+        if type(part) is list:
+            pending.extend(cast("list[Any]", part))
+        elif type(part) is dict:
+            pending.extend(cast("dict[str, Any]", part).values())
+        elif type(part) is float or (type(part) is int and not -(2**63) <= part < 2**64):
+            return True
     return False

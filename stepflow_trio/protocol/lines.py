@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from msgspec import Struct
 
 MAX_FRAME_BYTES = 64 * 2**20
 """Longest frame accepted: 64 MiB. Larger data travel as blobs."""
 
 
+@final
 class FrameRejected(Struct, frozen=True):
     """Bytes that are no frame, and why. The stream goes on behind them."""
 

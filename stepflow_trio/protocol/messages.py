@@ -5,7 +5,7 @@ Field order is the order on the wire, which is that of the examples in the JSON-
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, final
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -16,6 +16,7 @@ MIN_ID, MAX_ID = -(2**63), 2**63 - 1
 """The published schemas give integer ids the format int64; a larger one would not survive most peers."""
 
 
+@final
 class ErrorObject(Struct, frozen=True):
     """The ``error`` member of an error response."""
 
@@ -24,6 +25,7 @@ class ErrorObject(Struct, frozen=True):
     data: Any = UNSET
 
 
+@final
 class Request(Struct, frozen=True):
     """Asks for an answer. ``params`` is an object, an array or absent."""
 
@@ -32,6 +34,7 @@ class Request(Struct, frozen=True):
     id: RequestId
 
 
+@final
 class Notification(Struct, frozen=True):
     """Asks for none."""
 
@@ -39,6 +42,7 @@ class Notification(Struct, frozen=True):
     params: dict[str, Any] | list[Any] | UnsetType = UNSET
 
 
+@final
 class Success(Struct, frozen=True):
     """The answer to request ``id``."""
 
@@ -46,6 +50,7 @@ class Success(Struct, frozen=True):
     id: RequestId
 
 
+@final
 class Failure(Struct, frozen=True):
     """The other answer; ``id`` is None where the id of the message it is about could not be read."""
 
@@ -53,6 +58,7 @@ class Failure(Struct, frozen=True):
     id: RequestId | None
 
 
+@final
 class Malformed(Struct, frozen=True):
     """What arrived is no JSON-RPC message.
 
@@ -65,6 +71,7 @@ class Malformed(Struct, frozen=True):
     is_response: bool = False
 
 
+@final
 class Batch(Struct, frozen=True):
     """A JSON array of messages, in their order. Never empty."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, final
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -79,6 +79,7 @@ ACCEPTED_EARLY: dict[Role, frozenset[str]] = {
 }
 
 
+@final
 class Call:
     """A request of ours that waits for its answer. ``waiter`` is the caller's own, untouched here."""
 
@@ -93,6 +94,7 @@ class Call:
         return f"<Call {self.id} {self.method}>"
 
 
+@final
 class InboundRequest:
     """A request of the peer's that is to be answered. ``handler`` is the answerer's own, untouched here."""
 
@@ -136,6 +138,7 @@ class _BatchAnswer:
         return None if self._missing else codec.encode_batch(cast("list[bytes]", self._frames))
 
 
+@final
 class Answered(Struct, frozen=True):
     """The peer answered ``call`` with ``result``."""
 
@@ -143,6 +146,7 @@ class Answered(Struct, frozen=True):
     result: Any
 
 
+@final
 class AnsweredWithError(Struct, frozen=True):
     """The peer answered ``call`` with ``error``; or with what is no answer, and ``garbled`` is true."""
 
@@ -151,12 +155,14 @@ class AnsweredWithError(Struct, frozen=True):
     garbled: bool = False
 
 
+@final
 class CancelReceived(Struct, frozen=True):
     """The peer gives up ``request``, which is in flight."""
 
     request: InboundRequest
 
 
+@final
 class Reply(Struct, frozen=True):
     """``frame`` is to be sent; nothing else follows from what arrived."""
 
@@ -164,6 +170,7 @@ class Reply(Struct, frozen=True):
     error: ErrorObject
 
 
+@final
 class Dropped(Struct, frozen=True):
     """What arrived has no effect and gets no answer; ``why`` names the counter that was raised."""
 
@@ -362,9 +369,7 @@ class Peer:
         if type(frame) is FrameRejected:
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": frame.detail})
             return [self._reject(error, None, None)]
-        message = codec.decode(
-            cast("bytes", frame), max_nesting=self._max_nesting, max_batch_items=self._max_batch_items
-        )
+        message = codec.decode(frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items)
         if type(message) is Batch:
             answer = _BatchAnswer()
             # All slots are reserved before the first is filled, or an early error would complete the batch.
@@ -373,21 +378,19 @@ class Peer:
             for item, slot in zip(message.items, slots, strict=True):
                 events.extend(self._take(item, answer, slot))
             return events
-        return self._take(cast("Message | Malformed", message), None, 0)
+        return self._take(message, None, 0)
 
     def _take(self, message: Message | Malformed, batch: _BatchAnswer | None, slot: int) -> list[Event]:
-        kind = type(message)
-        if kind is Request:
-            return self._take_request(cast("Request", message), batch, slot)
-        if kind is Success:
-            success = cast("Success", message)
-            call = self._settle(success.id)
-            return [Answered(call, success.result) if type(call) is Call else cast("Dropped", call)]
-        if kind is Failure:
-            return [self._take_failure(cast("Failure", message))]
-        if kind is Notification:
-            return [self._take_notification(cast("Notification", message))]
-        return [self._take_malformed(cast("Malformed", message), batch, slot)]
+        if type(message) is Request:
+            return self._take_request(message, batch, slot)
+        if type(message) is Success:
+            call = self._settle(message.id)
+            return [Answered(call, message.result) if type(call) is Call else call]
+        if type(message) is Failure:
+            return [self._take_failure(message)]
+        if type(message) is Notification:
+            return [self._take_notification(message)]
+        return [self._take_malformed(message, batch, slot)]
 
     def _take_request(self, request: Request, batch: _BatchAnswer | None, slot: int) -> list[Event]:
         if self.phase is Phase.DRAINING:
@@ -449,7 +452,7 @@ class Peer:
 
     def _settle_with_error(self, id_: RequestId, error: ErrorObject, *, garbled: bool) -> Event:
         call = self._settle(id_)
-        return AnsweredWithError(call, error, garbled) if type(call) is Call else cast("Dropped", call)
+        return AnsweredWithError(call, error, garbled) if type(call) is Call else call
 
     def _reject(
         self, error: ErrorObject, id_: RequestId | None, batch: _BatchAnswer | None, slot: int = 0

@@ -47,6 +47,10 @@ class Condition:
         found = resolve(input, self.path)
         return not isinstance(found, NothingThere) and _json_equal(found, self.value)
 
+    def is_same_as(self, other: Condition) -> bool:
+        """Whether both hold for the same inputs."""
+        return self.path == other.path and _json_equal(self.value, other.value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -125,8 +129,8 @@ class Router:
         """The paths under which flows reach a plugin's component, in the order of the routes.
 
         A parameter that can have any value without changing the component stands in such a path by its name.
-        A rule with conditions counts; one whose route is hidden by a more specific one, or that comes after
-        a rule that always applies, does not.
+        A rule with conditions counts. One whose route is hidden by a more specific one does not, nor one
+        after a rule that asks for no more than it.
         """
         component = with_leading_slash(component)
         paths: dict[str, None] = {}
@@ -145,7 +149,7 @@ class Router:
             name = candidate.component_for(path, found[1])
             if candidate is rule:
                 return name == component and rule.admits(name)
-            if not candidate.conditions and candidate.admits(name):
+            if candidate.admits(name) and candidate.asks_no_more_than(rule):
                 return False
         return False
 
@@ -237,6 +241,10 @@ class _CompiledRule:
     def admits(self, component: str) -> bool:
         """Whether the lists do."""
         return component not in self._deny and (self._allow is None or component in self._allow)
+
+    def asks_no_more_than(self, other: _CompiledRule) -> bool:
+        """Whether all of its conditions are among the other's."""
+        return all(any(map(mine.is_same_as, other.conditions)) for mine in self.conditions)
 
     def path_for(self, component: str, pattern: str) -> str | None:
         """The path that `component_for` turns into ``component``, or None if there is none."""

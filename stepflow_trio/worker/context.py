@@ -67,7 +67,7 @@ class Context:
         self._connection = connection
         self._hello = hello
         self._observability = observability or Observability()
-        self._places = trio.Semaphore(MAX_CALLBACKS)
+        self._places: trio.Semaphore | None = None  # made with the first callback: most make none
         self._submissions = 0
         self.component = component
         """The component's path as it was called."""
@@ -309,6 +309,8 @@ class Context:
     # ---- beneath ------------------------------------------------------------------------------------
 
     async def _call(self, method: Method[ParamsT, ResultT], params: ParamsT) -> ResultT:
+        if self._places is None:
+            self._places = trio.Semaphore(MAX_CALLBACKS)
         async with self._places:
             return await self._connection.call(method, params)
 

@@ -146,10 +146,12 @@ class Session:
 
 def _only_leaf(exc: Exception) -> Exception:
     """What a component's own nursery wrapped, where it is one exception."""
-    leaf: Any = exc
-    while isinstance(leaf, ExceptionGroup) and len(cast("ExceptionGroup[Exception]", leaf).exceptions) == 1:
-        leaf = cast("ExceptionGroup[Exception]", leaf).exceptions[0]
-    return leaf
+    while isinstance(exc, ExceptionGroup):
+        inside = cast("ExceptionGroup[Exception]", exc).exceptions
+        if len(inside) != 1:
+            break
+        exc = inside[0]
+    return cast("Exception", exc)
 
 
 def _result(output: Any) -> ExecuteResult:

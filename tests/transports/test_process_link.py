@@ -316,10 +316,10 @@ import os, signal, socket, sys
 if os.fork() == 0:
     if sys.argv[2] == "outside":
         os.setsid()
-    lifeline = socket.socket(socket.AF_UNIX)
-    lifeline.connect(sys.argv[1])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.write(1, b"grandchild\\n")
+    lifeline = socket.socket(socket.AF_UNIX)
+    lifeline.connect(sys.argv[1])
     lifeline.recv(1)
     os._exit(0)
 os.read(0, 1)

@@ -14,10 +14,11 @@ from stepflow_trio import Context, Worker
 
 worker = Worker()
 
-COMMON = frozenset(
-    """a all an and as at be but by for had he her his i if in is it its no not of on or out she so that the
-    there they this to up was were what when which with you""".split()  # noqa: SIM905 — easier to read than quoted one by one
-)
+COMMON_WORDS = """
+a all an and as at be but by for had he her his i if in is it its no not of on or out she so that the
+there they this to up was were what when which with you
+"""
+COMMON = frozenset(COMMON_WORDS.split())
 
 
 @dataclass
