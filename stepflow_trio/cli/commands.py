@@ -83,7 +83,11 @@ def run(*, exit_zero_on_failed_run: bool, **options: Any) -> int:
 @click.argument("flow", metavar="FLOW")
 @_config_option
 def validate(flow: str, config: str | None) -> int:
-    """Say what is wrong with a flow, and with its configuration."""
+    """Say what is wrong with a flow.
+
+    And with its configuration, and which steps no route of it leads to. Nothing is started. Everything found
+    is printed to stdout with its place; the exit code is 2 if any of it is an error.
+    """
     from stepflow_trio.cli.validation import validate_files
 
     return validate_files(flow, config)
@@ -96,7 +100,7 @@ def validate(flow: str, config: str | None) -> int:
     help="The generation of the protocol, by its first release: 0.11 by default.",
 )
 def schema(dialect: str | None) -> None:
-    """Print the JSON Schema of every message of the protocol."""
+    """Print the JSON Schema of every message."""
     import json
 
     from stepflow_trio.protocol.dialects import Dialect
@@ -111,7 +115,11 @@ def schema(dialect: str | None) -> None:
 @_value_option("--format", type=click.Choice(["pretty", "json"]), help="pretty by default.")
 @click.option("--schemas", is_flag=True, help="Show what each takes and returns.")
 def list_components(config: str | None, format: str | None, *, schemas: bool) -> int:
-    """List what the configured workers offer, by the path that a flow's step names."""
+    """List what the workers offer.
+
+    Each component with the path that a flow's step names. The configuration's workers are started to ask
+    them; one that cannot be asked is named on stderr, and makes the exit code 1.
+    """
     from stepflow_trio.cli.component_listing import list_configured_components
 
     return list_configured_components(config, as_json=format == "json", with_schemas=schemas)

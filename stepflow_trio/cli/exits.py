@@ -2,10 +2,9 @@
 
 ==== =========================================================================================
 0    success
-1    the run failed, or the command could not be carried out
+1    the run failed, or the command could not be carried out, or nobody reads what it prints
 2    it was used wrongly: the arguments, or a flow, a configuration, an input that cannot be used
 130  interrupted with Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
-141  whoever reads stdout went away
 ==== =========================================================================================
 
 A user's error is one block on stderr, its place first. The traceback of an error of our own is shown where
@@ -27,7 +26,6 @@ from stepflow_trio.errors import ConfigError, FlowInvalid, StepflowError
 
 FAILED = 1
 MISUSED = 2
-BROKEN_PIPE = 141
 
 
 class Unusable(Exception):
@@ -51,8 +49,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except Interrupted as exc:
         return 128 + exc.number
     except BrokenPipeError:
-        _drop_stdout()
-        return BROKEN_PIPE
+        # What is left in the buffer would be written, and complained about, when the interpreter exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except StepflowError as exc:
         complain(f"error: {exc}")
         return FAILED
@@ -81,8 +80,3 @@ def _report_internal_error(exc: Exception) -> None:
     summary = f"{type(exc).__name__}: {exc}".splitlines()[0]
     hint = "" if shows_tracebacks() else "; set STEPFLOW_DEBUG=1 to see where it comes from"
     complain(f"internal error: {summary}{hint}")
-
-
-def _drop_stdout() -> None:
-    # What is left in the buffer would be written, and complained about, when the interpreter exits.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

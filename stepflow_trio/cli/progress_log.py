@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 
 from stepflow_trio.cli.plain_text import count, duration, plain_lines
 from stepflow_trio.cli.run_state import RunState
@@ -28,8 +30,8 @@ PROGRESS_INTERVAL_S = 1.0
 class ProgressLog:
     """Writes each event as a line. Of a batch, its items' ends; of their steps only what fails."""
 
-    def __init__(self) -> None:
-        self._state = RunState()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._state = RunState(clock)
         self._is_broken = sys.stderr is None  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed
 
     def observe(self, event: Event) -> None:
@@ -74,6 +76,8 @@ class ProgressLog:
             return None
         name = run.name or "run"
         if isinstance(event, RunStarted):
+            if run.is_main:
+                self.warn(f"run_id: {event.run_id}")
             return f"{name} started, {count(run.total_items, 'item')}"
         if isinstance(event, RunEnded):
             return f"{name} {event.status}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class Connection:
         self._peer = peer if peer is not None else Peer(role)
         self._outbox = Outbox(limits)
         self._call_places = trio.lowlevel.ParkingLot()
-        self._waiting: deque[RequestContext] = deque()
+        self._waiting: OrderedDict[RequestContext, None] = OrderedDict()
         self._running = 0
         self._idle = trio.lowlevel.ParkingLot()
         self._reader_scope = trio.CancelScope()
@@ -187,7 +187,7 @@ class Connection:
             LocalProtocolError: ``params`` are no JSON; nothing was sent.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._outbox.wait_for_room()
+        await self._wait_for_room()
         self._post_notification(method, params)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -234,18 +234,16 @@ class Connection:
     # ---- calls --------------------------------------------------------------------------------------
 
     async def _exchange(self, method: str, params: Any) -> Any:
-        while self._loss is None and (
-            self._outbox.is_full or self._peer.call_count >= self._limits.max_calls
-        ):
-            if self._outbox.is_full:
-                await self._outbox.wait_for_room()
-            else:
-                await self._call_places.park()
-        self._check_open()
-        call, frame = self._peer.call(method, params)
-        waiting = WaitingCall(call, frame, trio.lowlevel.current_task())
-        call.waiter = waiting
-        self._outbox.post_call(waiting)
+        try:
+            await self._wait_for_place()
+            call, frame = self._peer.call(method, params)
+        except BaseException:
+            # A place may have been this caller's to take: it is the next one's now.
+            if self._peer.call_count < self._limits.max_calls:
+                self._call_places.unpark()
+            raise
+        waiting = call.waiter = WaitingCall(call, trio.lowlevel.current_task())
+        self._outbox.post_call(waiting, frame)
 
         def abort(_: Any) -> trio.lowlevel.Abort:
             self._give_up(waiting)
@@ -253,11 +251,29 @@ class Connection:
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
+    async def _wait_for_place(self) -> None:
+        while True:
+            self._check_open()
+            if self._end_of_input:
+                raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
+            if self._outbox.is_full:
+                await self._outbox.wait_for_room()
+            elif self._peer.call_count >= self._limits.max_calls:
+                await self._call_places.park()
+            else:
+                return
+
+    async def _wait_for_room(self) -> None:
+        while self._outbox.is_full:
+            await self._outbox.wait_for_room()
+
     def _give_up(self, waiting: WaitingCall) -> None:
         if self._outbox.withdraw(waiting):
             self._peer.forget(waiting.call)
         elif (cancel := self._peer.abandon(waiting.call)) is not None:
-            self._post(cancel)
+            # Not refused where the outbox overruns: this runs while trio delivers a cancellation, which is
+            # no moment to end the connection. There is one at most for each call in flight.
+            self._outbox.post(cancel)
         self._call_places.unpark()
 
     def _wake(self, waiting: WaitingCall, value: outcome.Outcome[Any]) -> None:
@@ -278,17 +294,11 @@ class Connection:
 
     def _post_notification(self, method: NotificationMethod[Any] | str, params: Any) -> None:
         self._check_open()
-        self._post(self._peer.notify(method if isinstance(method, str) else method.name, params))
-
-    def _post(self, frame: bytes) -> None:
-        if not self._outbox.post(frame):
-            self.lose(LossReason.SEND_STALLED, "the peer sends but does not read: the outbox is full")
+        self._outbox.post(self._peer.notify(method if isinstance(method, str) else method.name, params))
 
     def _check_open(self) -> None:
         if self._loss is not None:
             raise ConnectionLost(self._loss.reason, self._loss.detail)
-        if self._end_of_input:
-            raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
 
     # ---- the peer's requests ------------------------------------------------------------------------
 
@@ -314,7 +324,7 @@ class Connection:
         if self._running < self._limits.max_handlers and not self._waiting:
             self._begin(context)
         elif len(self._waiting) < self._limits.max_waiting:
-            self._waiting.append(context)
+            self._waiting[context] = None
         else:
             self._requests_refused += 1
             data = {"retry_after_s": RETRY_AFTER_S}
@@ -342,10 +352,9 @@ class Connection:
             try:
                 with scope:
                     result = await handler
+                    # Keeping the place until there is room is what holds a fast peer back.
+                    await self._wait_for_room()
                     self._answer(context, result)
-                    if self._outbox.is_full:
-                        # Keeping the place until there is room is what holds a fast peer back.
-                        await self._outbox.wait_for_room()
             except Exception as exc:  # noqa: BLE001 — whatever a handler raises is its request's answer
                 self._fail(context, exc)
             else:
@@ -353,16 +362,17 @@ class Connection:
                     self._fail(context, RpcError(ErrorCode.REQUEST_CANCELLED, "Request cancelled"))
         finally:
             self._running -= 1
-            while self._waiting and self._running < self._limits.max_handlers:
-                self._begin(self._waiting.popleft())
-            self._note_idle()
+        # Not in the `finally`: where this task is cancelled from outside, nothing new is to begin.
+        while self._waiting and self._running < self._limits.max_handlers:
+            self._begin(self._waiting.popitem(last=False)[0])
+        self._note_idle()
 
     def _cancel(self, inbound: InboundRequest) -> None:
         context = cast("RequestContext", inbound.handler)
         if context.scope is not None:
             context.scope.cancel(reason=f"the peer cancelled request {inbound.id!r}")
         else:
-            self._waiting.remove(context)
+            del self._waiting[context]
             self._fail(context, RpcError(ErrorCode.REQUEST_CANCELLED, "Request cancelled"))
 
     def _hear(self, notification: Notification) -> None:
@@ -376,6 +386,15 @@ class Connection:
         except Exception:  # noqa: BLE001 — a notification has nobody to tell but the log
             _log.exception("the handler of notification %r failed", notification.method)
 
+    def _post(self, frame: bytes | None) -> None:
+        """Queue an answer, whether there is room or not: the reader, which gives most, cannot wait."""
+        if frame is None:
+            return
+        if self._outbox.is_overrun:
+            self.lose(LossReason.SEND_STALLED, "the peer sends but does not read: the outbox is full")
+        else:
+            self._outbox.post(frame)
+
     def _answer(self, context: RequestContext, result: Any) -> None:
         if self._loss is not None:
             return
@@ -384,8 +403,7 @@ class Connection:
         except LocalProtocolError as exc:
             self._fail(context, exc)
             return
-        if frame is not None:
-            self._post(frame)
+        self._post(frame)
 
     def _fail(self, context: RequestContext, exc: Exception) -> None:
         inbound = context.inbound
@@ -395,8 +413,7 @@ class Connection:
             frame = self._peer.fail(inbound, _error_object(exc, inbound))
         except LocalProtocolError as unsayable:
             frame = self._peer.fail(inbound, _error_object(unsayable, inbound))
-        if frame is not None:
-            self._post(frame)
+        self._post(frame)
 
     # ---- the two tasks that touch the link ----------------------------------------------------------
 
@@ -419,7 +436,7 @@ class Connection:
                         break
                     self._frames_received += len(frames)
                     for frame in frames:
-                        for event in self._peer.receive(frame):
+                        for event in self._peer.events(frame):
                             self._take(event)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
@@ -431,7 +448,10 @@ class Connection:
         self._end_of_input = True
         loss = ConnectionLost(LossReason.PEER_CLOSED, "the peer closed its end")
         for call in self._peer.hang_up():
+            self._outbox.withdraw(call.waiter)
             self._wake(call.waiter, outcome.Error(ConnectionLost(loss.reason, loss.detail)))
+        self._call_places.unpark_all()
+        self._outbox.wake_waiting()
         if self._peer.role is not Role.RUNTIME:
             await self.drain()
         self.lose(loss.reason, loss.detail)
@@ -450,6 +470,7 @@ class Connection:
                     await trio.lowlevel.checkpoint_if_cancelled()
                     frames = self._outbox.take()
                     if not frames:
+                        self._note_idle()
                         await self._outbox.wait_for_frames()
                         continue
                     self._writing = True
@@ -458,7 +479,6 @@ class Connection:
                     scope.deadline = float("inf")
                     self._writing = False
                     self._frames_sent += len(frames)
-                    self._note_idle()
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self.lose(LossReason.STREAM_ERROR, f"writing failed: {exc!r}")
         if scope.cancelled_caught:
@@ -567,6 +587,6 @@ async def open_connection(
             finally:
                 connection.lose(LossReason.LOCAL_CLOSE, "this side closed the connection")
                 nursery.cancel_scope.cancel(reason="connection closed")
-                with trio.CancelScope() as closing:
-                    closing.cancel(reason="links close without waiting")
-                    await link.aclose()
+                # Links close without waiting. Shielded from the line above, or its Cancelled would come out
+                # of here in the place of the exception that ended the block.
+                await last_words(link.aclose, within_s=0)

@@ -20,20 +20,22 @@ async def last_words(act: Callable[[], Awaitable[object]], *, within_s: float) -
 
 @contextmanager
 def one_exception() -> Generator[None]:
-    """Around a nursery: a group of one comes out as that one.
+    """Around a nursery: a group of one, cancellations aside, comes out as that one.
 
     Only the group that the nursery itself makes is opened; a group that the code inside raised stays one.
+    An exception ends the block as well as ``Cancelled`` does, so nothing goes on that was cancelled.
     """
     try:
         yield
     except BaseExceptionGroup as group:
-        if len(group.exceptions) != 1:
+        failures = [exc for exc in group.exceptions if not isinstance(exc, trio.Cancelled)]
+        if len(failures) > 1:
             raise
-        only = group.exceptions[0]
+        only = (failures or group.exceptions)[0]
         context = only.__context__
         try:
             raise only
         finally:
             # `raise` has just recorded the group as the context of what the group contained.
             only.__context__ = context
-            del only, group
+            del only, failures, group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 import trio
@@ -14,12 +14,10 @@ from stepflow_trio.protocol.peer import Call
 class WaitingCall:
     """A call whose caller waits: first for the writer, then for the answer."""
 
-    __slots__ = ("call", "frame", "task")
+    __slots__ = ("call", "task")
 
-    def __init__(self, call: Call, frame: bytes, task: trio.lowlevel.Task) -> None:
+    def __init__(self, call: Call, task: trio.lowlevel.Task) -> None:
         self.call = call
-        self.frame: bytes | None = frame
-        """Its frame, until the writer takes it or the caller withdraws it."""
         self.task = task
 
 
@@ -33,7 +31,7 @@ class Outbox:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._urgent: deque[bytes] = deque()
-        self._calls: deque[WaitingCall] = deque()
+        self._calls: OrderedDict[WaitingCall, bytes] = OrderedDict()
         self._bytes = 0
         self._writer: trio.lowlevel.Task | None = None
         self._closed = False
@@ -46,7 +44,7 @@ class Outbox:
 
     @property
     def pending_frames(self) -> int:
-        """Frames that the writer has not taken, withdrawn calls included until it passes them."""
+        """Frames that the writer has not taken."""
         return len(self._urgent) + len(self._calls)
 
     @property
@@ -54,64 +52,46 @@ class Outbox:
         """Whether who can wait should, with :meth:`wait_for_room`."""
         return self._bytes >= self._limits.max_outbox_bytes
 
-    def post(self, frame: bytes) -> bool:
-        """Queue a frame of the urgent lane. False where even the reserve is used up: it is not queued."""
-        size = self._bytes + len(frame)
-        if size > 2 * self._limits.max_outbox_bytes and self._bytes:
-            return False
-        self._bytes = size
+    @property
+    def is_overrun(self) -> bool:
+        """Whether even the reserve of those who cannot wait is used up."""
+        return self._bytes >= 2 * self._limits.max_outbox_bytes
+
+    def post(self, frame: bytes) -> None:
+        """Queue a frame of the urgent lane."""
+        self._bytes += len(frame)
         self._urgent.append(frame)
         self._wake_writer()
-        return True
 
-    def post_call(self, waiting: WaitingCall) -> None:
-        """Queue a call. Its caller has waited for room before."""
-        if waiting.frame is not None:
-            self._bytes += len(waiting.frame)
-            self._calls.append(waiting)
-            self._wake_writer()
+    def post_call(self, waiting: WaitingCall, frame: bytes) -> None:
+        """Queue a call's frame."""
+        self._bytes += len(frame)
+        self._calls[waiting] = frame
+        self._wake_writer()
 
     def withdraw(self, waiting: WaitingCall) -> bool:
-        """Take a call back. False where the writer has its frame already."""
-        if waiting.frame is None:
+        """Take a call's frame back. False where the writer has it already."""
+        frame = self._calls.pop(waiting, None)
+        if frame is None:
             return False
-        self._bytes -= len(waiting.frame)
-        waiting.frame = None
-        # Usually the caller that gives up is among the latest; what stays is passed over by the writer.
-        while self._calls and self._calls[-1].frame is None:
-            self._calls.pop()
-        self._room.unpark()
+        self._bytes -= len(frame)
+        self._tell_of_room()
         return True
 
     def take(self) -> list[bytes]:
         """Take the frames of one write, urgent ones first; they count as begun from here on."""
         frames: list[bytes] = []
         room = self._limits.write_bytes
-        urgent, calls = self._urgent, self._calls
-        while urgent and (room > 0):
-            frame = urgent.popleft()
+        while self._urgent and room > 0:
+            frame = self._urgent.popleft()
             room -= len(frame)
             frames.append(frame)
-        while calls and room > 0:
-            waiting = calls.popleft()
-            frame = waiting.frame
-            if frame is None:
-                continue
-            waiting.frame = None
+        while self._calls and room > 0:
+            _, frame = self._calls.popitem(last=False)
             room -= len(frame)
             frames.append(frame)
-        taken = self._limits.write_bytes - room
-        was_full = self.is_full
-        self._bytes -= taken
-        if self._room and (was_full or not self._bytes):
-            self._room.unpark_all()
-        return frames
-
-    def take_urgent(self) -> list[bytes]:
-        """Take the whole urgent lane; the calls stay."""
-        frames = list(self._urgent)
-        self._urgent.clear()
-        self._bytes -= sum(map(len, frames))
+        self._bytes -= self._limits.write_bytes - room
+        self._tell_of_room()
         return frames
 
     async def wait_for_frames(self) -> None:
@@ -128,9 +108,12 @@ class Outbox:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def wait_for_room(self) -> None:
-        """Wait until the outbox is not full, or closed."""
-        while self.is_full and not self._closed:
-            await self._room.park()
+        """Wait, while the outbox is full, until it may be no more: ask again then."""
+        await self._room.park()
+
+    def wake_waiting(self) -> None:
+        """Make everyone who waits for room ask again whether to."""
+        self._room.unpark_all()
 
     def close(self) -> None:
         """Drop everything and wake everyone."""
@@ -139,7 +122,11 @@ class Outbox:
         self._calls.clear()
         self._bytes = 0
         self._wake_writer()
-        self._room.unpark_all()
+        self.wake_waiting()
+
+    def _tell_of_room(self) -> None:
+        if self._room and not self.is_full:
+            self.wake_waiting()
 
     def _wake_writer(self) -> None:
         if self._writer is not None:

@@ -187,10 +187,8 @@ class Evaluation:
                 value = self._branch(expression, value)
             elif isinstance(expression, Coalesce) and value is None:
                 value = self._next_item(parent, expression)
-            if value is parent:
-                return
             if isinstance(value, _Pending):
-                # The branch stands in for its $if from here on.
+                # The branch stands in for its $if from here on, and a $coalesce for itself.
                 value.parent, value.slot = parent.parent, parent.slot
                 return
             node = parent

@@ -27,12 +27,14 @@ def apply_overrides(flow: Any, overrides: Mapping[str, Any] | None) -> Any:
     patched = dict(cast("dict[str, Any]", flow))
     steps: list[Any] = []
     ids: list[str] = []
-    for step in patched.get("steps") or []:
-        step_id = cast("dict[str, Any]", step).get("id") if isinstance(step, dict) else None
+    for step in cast("list[Any]", patched.get("steps") or []):
+        step_id: Any = cast("dict[str, Any]", step).get("id") if isinstance(step, dict) else None
         if isinstance(step_id, str):
             ids.append(step_id)
-        has_patch = isinstance(step_id, str) and step_id in patches
-        steps.append(merge_patch(step, _value_of(patches.pop(step_id), step_id)) if has_patch else step)
+        if isinstance(step_id, str) and step_id in patches:
+            steps.append(merge_patch(step, _value_of(patches.pop(step_id), step_id)))
+        else:
+            steps.append(step)
     if patches:
         unknown = next(iter(patches))
         hint = did_you_mean(unknown, ids)

@@ -107,7 +107,7 @@ def _syntax_error(source: SourceText, exc: Any) -> FlowInvalid:
 class _Frame:
     """A collection that is being read."""
 
-    __slots__ = ("anchor", "at", "height", "items", "key", "key_at", "marks", "merges", "merging", "size")
+    __slots__ = ("anchor", "at", "items", "key", "key_at", "marks", "merges", "merging", "size")
 
     def __init__(self, at: int, anchor: str | None, items: list[Any] | dict[str, Any]) -> None:
         self.at = at
@@ -119,28 +119,19 @@ class _Frame:
         self.merging = False
         self.merges: list[_Node] = []
         self.size = 1
-        self.height = 1
 
 
 class _Node:
-    """A value that has been read: with its places, and its size and height with aliases followed."""
+    """A value that has been read: with its places, and how many values it is with aliases followed."""
 
-    __slots__ = ("height", "mark", "merges", "size", "text", "value")
+    __slots__ = ("mark", "merges", "size", "text", "value")
 
     def __init__(
-        self,
-        value: object,
-        mark: Mark,
-        *,
-        size: int = 1,
-        height: int = 0,
-        text: str = "",
-        merges: bool = False,
+        self, value: object, mark: Mark, *, size: int = 1, text: str = "", merges: bool = False
     ) -> None:
         self.value = value
         self.mark = mark
         self.size = size
-        self.height = height
         self.text = text
         """A scalar as it is written."""
         self.merges = merges
@@ -220,7 +211,13 @@ class _Composer:
         if tag is not None and tag not in ("!", _TAG_PREFIX + ("map" if isinstance(items, dict) else "seq")):
             self._refuse_tag(tag, at)
         if len(self._frames) >= self._limits.max_depth:
-            raise self._too_deep(at)
+            # The value's depth is checked again later, aliases followed; here it bounds the parser's work.
+            raise self._source.fault(
+                DiagnosticKind.LIMIT_EXCEEDED,
+                f"collections are nested more than {self._limits.max_depth} deep here",
+                at,
+                path=self._path(),
+            )
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         self._frames.append(_Frame(at, event.anchor, items))
@@ -230,7 +227,7 @@ class _Composer:
         value, marks = frame.items, frame.marks
         if frame.merges and isinstance(value, dict):
             value, marks = _merged(value, marks, frame.merges)
-        node = _Node(value, Mark(frame.at, marks), size=frame.size, height=frame.height)
+        node = _Node(value, Mark(frame.at, marks), size=frame.size)
         self._remember(frame.anchor, node)
         self._add(node, frame.at)
 
@@ -240,7 +237,6 @@ class _Composer:
             return
         frame = self._frames[-1]
         frame.size += node.size
-        frame.height = max(frame.height, node.height + 1)
         if isinstance(frame.items, list):
             frame.items.append(node.value)
             frame.marks.append(node.mark)
@@ -315,9 +311,7 @@ class _Composer:
                 at,
                 path=self._path(),
             )
-        if len(self._frames) + node.height > self._limits.max_depth:
-            raise self._too_deep(at)
-        return _Node(node.value, Mark(at, node.mark.members), size=node.size, height=node.height)
+        return _Node(node.value, Mark(at, node.mark.members), size=node.size)
 
     def _refuse_tag(self, tag: str, at: int) -> None:
         shown = tag.replace(_TAG_PREFIX, "!!")
@@ -326,13 +320,6 @@ class _Composer:
             f"the tag {shown} has no meaning in a flow, whose values are those of JSON",
             at,
             "remove the tag; write binary data in base64 and dates as strings",
-        )
-
-    def _too_deep(self, at: int) -> FlowInvalid:
-        return self._source.fault(
-            DiagnosticKind.LIMIT_EXCEEDED,
-            f"collections are nested more than {self._limits.max_depth} deep here",
-            at,
         )
 
     def _found(self, kind: DiagnosticKind, message: str, at: int, suggestion: str = "") -> None:

@@ -70,7 +70,7 @@ class Welcome(Struct, frozen=True, kw_only=True):
 class _Capabilities(Struct, frozen=True, rename="camel"):
     blob_api_url: str | None = None
     blob_threshold: int | None = None
-    extensions: list[str] | UnsetType = UNSET
+    extensions: list[str] | None = None
 
 
 class _InitializeParams(Struct, frozen=True):
@@ -145,16 +145,13 @@ def read_initialize_params(params: Any, transport: TransportKind) -> Hello:
             {"supported_versions": [PROTOCOL_VERSION], "requested_version": version},
         )
     capabilities = read.capabilities or _Capabilities()
-    announced = capabilities.extensions is not UNSET
     return Hello(
         dialect=dialect,
         version=version,
         blob_api_url=capabilities.blob_api_url,
         blob_threshold=capabilities.blob_threshold,
-        extensions=frozenset(capabilities.extensions)
-        if capabilities.extensions is not UNSET
-        else frozenset(),
-        announced=announced,
+        extensions=frozenset(capabilities.extensions or ()),
+        announced=capabilities.extensions is not None,
     )
 
 

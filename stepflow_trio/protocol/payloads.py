@@ -1,7 +1,7 @@
 """What methods carry: params and results as records (PROTOCOL sections 1, 6, 8; PARITY A3).
 
 Field names are ours; ``rename`` gives the wire's. Unknown fields are ignored on reading. Optional fields
-that are None are not written: to every published schema, null and absent mean the same.
+that are None are not written, or as null: to every published schema, null and absent mean the same.
 """
 
 from __future__ import annotations
@@ -87,8 +87,11 @@ class InferSchemaResult(Struct, frozen=True):
     output_schema: dict[str, Any] | None = None
 
 
-class PutBlobParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Stores a blob; ``binary`` data are base64 text."""
+class PutBlobParams(Struct, frozen=True, kw_only=True):
+    """Stores a blob; ``binary`` data are base64 text.
+
+    Everything is written, for the published schemas require ``blob_type``.
+    """
 
     data: Any
     blob_type: str = "data"

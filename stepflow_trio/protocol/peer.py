@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, TypeAlias, cast, final
 
 from msgspec import UNSET, Struct, UnsetType
@@ -364,35 +365,46 @@ class Peer:
 
     def receive(self, frame: bytes | FrameRejected) -> list[Event]:
         """Take one frame, or bytes that are none; return what follows from it, in order. Never raises."""
+        return [*self.events(frame)]
+
+    def events(self, frame: bytes | FrameRejected) -> Iterator[Event]:
+        """As :meth:`receive`, but an event is found out when it is asked for.
+
+        Whoever acts on each event before asking for the next one is never told what that act has made
+        untrue: that a request is to be cancelled which was just answered, or that a call is answered which
+        was just given up. All of them must be asked for.
+        """
         if self.phase is Phase.CLOSED:
-            return []
+            return
         if type(frame) is FrameRejected:
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": frame.detail})
-            return [self._reject(error, None, None)]
+            yield self._reject(error, None, None)
+            return
         message = codec.decode(frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items)
-        if type(message) is Batch:
-            answer = _BatchAnswer()
-            # All slots are reserved before the first is filled, or an early error would complete the batch.
-            slots = [answer.reserve() if _wants_answer(item) else 0 for item in message.items]
-            events: list[Event] = []
-            for item, slot in zip(message.items, slots, strict=True):
-                events.extend(self._take(item, answer, slot))
-            return events
-        return self._take(message, None, 0)
+        if type(message) is not Batch:
+            yield self._take(message, None, 0)
+            return
+        answer = _BatchAnswer()
+        # All slots are reserved before the first is filled, or an early error would complete the batch.
+        slots = [answer.reserve() if _wants_answer(item) else 0 for item in message.items]
+        for item, slot in zip(message.items, slots, strict=True):
+            yield self._take(item, answer, slot)
+            if cast("Phase", self.phase) is Phase.CLOSED:
+                return
 
-    def _take(self, message: Message | Malformed, batch: _BatchAnswer | None, slot: int) -> list[Event]:
+    def _take(self, message: Message | Malformed, batch: _BatchAnswer | None, slot: int) -> Event:
         if type(message) is Request:
             return self._take_request(message, batch, slot)
         if type(message) is Success:
             call = self._settle(message.id)
-            return [Answered(call, message.result) if type(call) is Call else call]
+            return Answered(call, message.result) if type(call) is Call else call
         if type(message) is Failure:
-            return [self._take_failure(message)]
+            return self._take_failure(message)
         if type(message) is Notification:
-            return [self._take_notification(message)]
-        return [self._take_malformed(message, batch, slot)]
+            return self._take_notification(message)
+        return self._take_malformed(message, batch, slot)
 
-    def _take_request(self, request: Request, batch: _BatchAnswer | None, slot: int) -> list[Event]:
+    def _take_request(self, request: Request, batch: _BatchAnswer | None, slot: int) -> Event:
         if self.phase is Phase.DRAINING:
             error = ErrorObject(ErrorCode.OVERLOADED, "Shutting down", {"retry_after_s": 1.0})
         elif self.phase is not Phase.READY and request.method not in ACCEPTED_EARLY[self.role]:
@@ -403,8 +415,8 @@ class Peer:
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
         else:
             inbound = self._requests[request.id] = InboundRequest(request, batch, slot)
-            return [inbound]
-        return [self._reject(error, request.id, batch, slot)]
+            return inbound
+        return self._reject(error, request.id, batch, slot)
 
     def _take_notification(self, notification: Notification) -> Event:
         if notification.method == CANCEL_REQUEST:

@@ -52,6 +52,9 @@ def message_schema(dialect: Dialect = Dialect.V0_11) -> dict[str, Any]:
     }
     defs["Error"] = _error(dialect)
     requests = [_request(m.name, m.params.__name__, m.direction.value, m.result.__name__) for m in existing]
+    for method, schema in zip(existing, requests, strict=True):
+        if not any(field.required for field in msgspec.structs.fields(method.params)):
+            schema["required"].remove("params")
     requests.insert(
         0, _request("initialize", "InitializeParams", methods.Direction.TO_WORKER.value, "InitializeResult")
     )
@@ -92,7 +95,8 @@ def _notification(method: str, params: str | None, description: str) -> dict[str
     )
     if params is None:
         schema["required"].remove("params")
-    return {"title": method, "description": description, **schema, "not": {"required": ["id"]}}
+    absent = {"anyOf": [{"required": [key]} for key in ("id", "result", "error")]}
+    return {"title": method, "description": description, **schema, "not": absent}
 
 
 def _initialize(dialect: Dialect) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -545,7 +545,7 @@ class _Reader:
                 hint = did_you_mean(key, known)
                 self._warn(
                     (*path, key),
-                    f"is ignored: there is no such key{'; ' + hint if hint else ''}",
+                    f"is ignored: there is no such key here{'; ' + hint if hint else ''}",
                     at_key=True,
                 )
 

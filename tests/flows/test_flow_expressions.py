@@ -31,7 +31,7 @@ def findings_of(value):
     return [(f.kind, f.path, f.message) for f in findings]
 
 
-def start(value, *, input=None, variables=None, results=None):  # noqa: A002 - the specification's word
+def start(value, *, input=None, variables=None, results=None):
     return Evaluation(
         parse(value), input=input, variables=variables or {}, results={} if results is None else results
     )
@@ -53,7 +53,8 @@ def error_of(value, **known):
 
 
 @pytest.mark.parametrize(
-    "value", [None, 1, "$step", [], {}, {"a": [1, {"b": None}]}, {"$unknown": 1}, {"$from": "a"}, {"step": "a"}]
+    "value",
+    [None, 1, "$step", [], {}, {"a": [1, {"b": None}]}, {"$unknown": 1}, {"$from": "a"}, {"step": "a"}],
 )
 def test_plain_json_is_its_own_value_and_kept_as_one_constant(value):
     tree = parse(value)
@@ -97,7 +98,9 @@ def test_the_first_key_in_order_of_priority_decides_and_the_others_are_ignored(k
     tree = parse_expression(value, findings.append)
     assert {f.kind for f in findings} <= {DiagnosticKind.UNKNOWN_FIELD}
     assert len(findings) == len(keys) - 1
-    outcome = Evaluation(tree, input="input", variables={"v": "variable"}, results={"s": Success("step")}).outcome
+    outcome = Evaluation(
+        tree, input="input", variables={"v": "variable"}, results={"s": Success("step")}
+    ).outcome
     assert outcome == Success(result)
 
 
@@ -105,7 +108,10 @@ def test_the_first_key_in_order_of_priority_decides_and_the_others_are_ignored(k
 
 
 def test_a_literal_is_verbatim_expressions_inside_it_included():
-    assert value_of({"$literal": {"$step": "s", "x": [{"$literal": 1}]}}) == {"$step": "s", "x": [{"$literal": 1}]}
+    assert value_of({"$literal": {"$step": "s", "x": [{"$literal": 1}]}}) == {
+        "$step": "s",
+        "x": [{"$literal": 1}],
+    }
     assert static_needs(parse({"$literal": {"$step": "s"}})) == frozenset()
 
 
@@ -287,7 +293,9 @@ def test_an_if_needs_its_condition_first_and_then_the_taken_branch_alone():
 
 def test_coalesce_needs_its_items_one_by_one():
     results = {}
-    evaluation = start({"x": {"$coalesce": [{"$step": "a"}, {"$step": "b"}, {"$step": "c"}]}}, results=results)
+    evaluation = start(
+        {"x": {"$coalesce": [{"$step": "a"}, {"$step": "b"}, {"$step": "c"}]}}, results=results
+    )
     assert evaluation.waiting_for == {"a"}
     results["a"] = Success(None)
     evaluation.supply("a")
@@ -420,7 +428,10 @@ def test_a_malformed_expression_is_found_at_its_path(value, path, message):
 
 
 def test_everything_malformed_in_an_expression_is_found_in_one_go():
-    value = {"a": {"$if": {"$step": 1}, "then": {"$input": "$*"}, "else": [{"$coalesce": 1}]}, "b": {"$if": 1}}
+    value = {
+        "a": {"$if": {"$step": 1}, "then": {"$input": "$*"}, "else": [{"$coalesce": 1}]},
+        "b": {"$if": 1},
+    }
     assert [path for _, path, _ in findings_of(value)] == [
         ("output", "a", "$if", "$step"),
         ("output", "a", "then", "$input"),
@@ -469,8 +480,8 @@ def test_the_references_of_release_0_8_are_read_as_todays_with_a_warning(old, to
 
 
 def test_what_only_resembles_an_old_reference_is_data():
-    for value in ({"$from": 1}, {"$from": {"table": "x"}}, {"$from": {"workflow": "x"}}, {"$from": {"step": 1}}):
-        assert isinstance(parse(value), Constant)
+    for source in (1, "a", {"table": "x"}, {"workflow": "x"}, {"step": 1}, {"step": "a", "b": 1}):
+        assert isinstance(parse({"$from": source}), Constant)
 
 
 def test_literal_parts_keep_their_wrapper_in_the_tree():

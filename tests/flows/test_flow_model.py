@@ -118,7 +118,9 @@ def test_texts_that_mean_the_same_flow_have_one_id():
 
 
 def test_paths_that_differ_have_different_ids():
-    ids = {flow_id(flow_from_json({"output": {"$input": path}})) for path in ("$.a.b", "$['a.b']", "$['']", "$")}
+    ids = {
+        flow_id(flow_from_json({"output": {"$input": path}})) for path in ("$.a.b", "$['a.b']", "$['']", "$")
+    }
     assert len(ids) == 4
 
 

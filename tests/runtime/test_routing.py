@@ -283,20 +283,21 @@ def test_a_template_that_cannot_be_filled_is_refused():
         Rule(plugin="p", component="/{}"),
     ]
     faults = route_faults(routes_of({"/x/{component}": rules, "/y": rules[:1]}))
+    uncaptured = "is not captured by /x/{component}, which captures {component}"
     assert [(fault.path, fault.message) for fault in faults] == [
         (
             ("/x/{component}", 0, "component"),
-            '{compnent} is not captured by /x/{component}, which captures {component}; did you mean "component"?',
+            f'{{compnent}} {uncaptured}; did you mean "component"?',
         ),
         (
             ("/x/{component}", 1, "component"),
-            "{other} is not captured by /x/{component}, which captures {component}",
+            f"{{other}} {uncaptured}",
         ),
         (("/x/{component}", 3, "component"), "there is a brace without its partner: write {name}"),
         (("/x/{component}", 4, "component"), "there is a brace without its partner: write {name}"),
         (
             ("/x/{component}", 5, "component"),
-            "{} is not captured by /x/{component}, which captures {component}",
+            f"{{}} {uncaptured}",
         ),
         (("/y", 0, "component"), "{compnent} is not captured by /y, which captures nothing"),
     ]
@@ -478,7 +479,23 @@ def test_every_component_that_can_be_reached_is_exposed(routes, path, input):
         assert any(fits(shown, path) is not None for shown in exposed)
 
 
-@given(some_routes(), st.text(), st.recursive(st.none() | st.booleans() | st.text(), st.lists))
-def test_any_path_and_input_give_a_target_or_the_documented_error(routes, path, input):
-    result = resolved(routes, path, input)
+ROUTES = routes_of(
+    {
+        "/a/{b}": [Rule(plugin="p", component="{b}", conditions=(when("$[0]", True),)), Rule(plugin="q")],
+        "/{*all}": [Rule(plugin="p", component_deny=("/b",))],
+        "/a/{b}/{*c}": [Rule(plugin="p", component="/{c}/{b}")],
+    }
+)
+
+
+@given(st.text() | st.text("/ab"), st.recursive(st.none() | st.booleans() | st.text(), st.lists))
+def test_any_path_and_input_give_a_target_or_the_documented_error(path, input):
+    result = resolved(ROUTES, path, input)
     assert result is None or result.component.startswith("/")
+
+
+@given(st.text("/ab{}*c"))
+def test_any_text_as_a_pattern_or_a_template_gives_a_router_or_faults(text):
+    for routes in (routes_of({text: "p"}), routes_of({"/x/{a}": [Rule(plugin="p", component=text)]})):
+        if not route_faults(routes):
+            assert Router(routes).exposed_paths("p", "/b") in ([], [text], ["/" + text], ["/x/b"], ["/x/{a}"])

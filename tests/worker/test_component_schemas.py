@@ -253,6 +253,10 @@ class NotANumber(msgspec.Struct):
     x: float = float("nan")
 
 
+class BadDefault(msgspec.Struct):
+    x: object = Custom()
+
+
 class MixedEnum(enum.Enum):
     A = 1
     B = "b"
@@ -274,6 +278,8 @@ class MixedEnum(enum.Enum):
         (MixedEnum, "MixedEnum", "at $"),
         (Literal[1.5], "Literal", "at $"),
         (NotANumber, "NotANumber", ""),
+        (BadDefault, "BadDefault", "at $"),
+        (dataclasses.make_dataclass("Around", [("m", UndefinedModel)]), "NoSuchClass", ""),
         (3, "3", "at $"),
         ("Item", "Item", "at $"),
     ],

@@ -153,6 +153,7 @@ def test_dataclasses_and_attrs_classes_are_records_too():
     class Data:
         blob: bytearray
         tags: frozenset[str]
+        view: memoryview
         shared: ClassVar[Any] = object()
 
     @attrs.define
@@ -160,7 +161,8 @@ def test_dataclasses_and_attrs_classes_are_records_too():
         blob: bytes
         _private: Any = None
 
-    assert written(Data(bytearray(b"hi"), frozenset(("a",)))) == {"blob": "aGk=", "tags": ["a"]}
+    data = Data(bytearray(b"hi"), frozenset(("a",)), memoryview(b"hi"))
+    assert written(data) == {"blob": "aGk=", "tags": ["a"], "view": "aGk="}
     assert written(Attrs(b"hi", private=object())) == {"blob": "aGk="}
 
 
@@ -285,6 +287,13 @@ def test_other_objects_are_refused_with_the_place_and_a_hint(make, hint):
         assert hint in error.message
         assert error.message.endswith(f"at {path}")
         assert "secret" not in error.message
+
+
+def test_anything_else_that_is_awaitable_was_not_awaited_either():
+    class Future:
+        def __await__(self): ...
+
+    assert "did you forget await?" in refused([Future()]).message
 
 
 def test_arrays_are_told_about_tolist():

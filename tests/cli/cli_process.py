@@ -1,0 +1,80 @@
+"""The command line as its users have it: a process, its exit code, its stdout and its stderr."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parent / "project"
+CONFIG = PROJECT / "stepflow-config.yml"
+
+DEADLINE_S = 20.0
+"""For what takes a fraction of a second on a machine that has nothing else to do."""
+
+COMMAND = [sys.executable, "-m", "stepflow_trio"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def _heed_sigint() -> None:
+    # Whoever runs the tests in the background has it ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Started:
+    """A command that runs, in a session of its own as under a terminal."""
+
+    def __init__(self, *arguments: object, **settings: Any) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "start_new_session": True,
+                "preexec_fn": _heed_sigint,
+                **settings,
+            },
+        )
+        self._stderr = b""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read stderr until it holds ``pattern``."""
+        assert self.process.stderr is not None
+        give_up_at = time.monotonic() + DEADLINE_S
+        while (found := re.search(pattern, self._stderr.decode())) is None:
+            ready, _, _ = select.select([self.process.stderr], [], [], give_up_at - time.monotonic())
+            data = os.read(self.process.stderr.fileno(), 65536) if ready else b""
+            assert data, f"stderr never said {pattern!r}, but:\n{self._stderr.decode()}"
+            self._stderr += data
+        return found
+
+    def signal(self, number: int) -> None:
+        """Send a signal as a terminal does: to the whole process group."""
+        os.killpg(self.process.pid, number)
+
+    def finish(self) -> Finished:
+        stdout, stderr = self.process.communicate(timeout=DEADLINE_S)
+        return Finished(self.process.returncode, stdout.decode(), (self._stderr + (stderr or b"")).decode())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

@@ -1,0 +1,68 @@
+"""Fixtures of the command line's tests."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+from cli_process import COMMAND, DEADLINE_S, Finished, Started
+
+
+@pytest.fixture
+def start() -> Generator[Callable[..., Started]]:
+    """Start a command; what still runs at the end of the test is killed."""
+    with contextlib.ExitStack() as ending:
+
+        def start_command(*arguments: object, **settings: Any) -> Started:
+            started = Started(*arguments, **settings)
+
+            def end() -> None:
+                if started.process.poll() is None:
+                    started.signal(signal.SIGKILL)
+                for stream in (started.process.stdout, started.process.stderr, started.process.stdin):
+                    if stream is not None:
+                        stream.close()
+                started.process.wait()
+
+            ending.callback(end)
+            return started
+
+        yield start_command
+
+
+@pytest.fixture
+def cli() -> Callable[..., Finished]:
+    """Run a command to its end."""
+
+    def run(*arguments: object, stdin: str = "", **settings: Any) -> Finished:
+        ran = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            input=stdin.encode(),
+            capture_output=True,
+            timeout=DEADLINE_S,
+            **settings,
+        )
+        return Finished(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Callable[..., Path]:
+    """Write a flow of one step: its id is ``only``, and its output is the flow's."""
+
+    def write(component: str, input: str = "{}", *, more: str = "") -> Path:
+        path = tmp_path / "flow.yaml"
+        text = (
+            f"name: test\ndescription: A flow of the tests.\n"
+            f"steps:\n  - id: only\n    component: {component}\n    input: {input}\n{more}"
+            f"output: {{ $step: only }}\n"
+        )
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,120 @@
+"""What the runtime's tests share: flows in few words, a worker that says what happens in it, stores to look into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import trio
+
+from stepflow_trio import Context, Worker
+from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config
+from stepflow_trio.runtime.events import Event
+from stepflow_trio.runtime.retries import Backoff, Constant, RetryPolicy
+from stepflow_trio.runtime.stores import MemoryRunStore, RunRecord
+
+INPUT = {"$input": "$"}
+
+EventT = TypeVar("EventT")
+
+
+def step(id_: str, component: str, input: Any = INPUT, **more: Any) -> dict[str, Any]:
+    """A step; its input is the run's unless said otherwise."""
+    return {"id": id_, "component": component, "input": input, **more}
+
+
+def flow(*steps: dict[str, Any], output: Any = None, name: str = "tested") -> dict[str, Any]:
+    """A flow whose output is the last step's result unless said otherwise."""
+    if output is None:
+        output = {"$step": steps[-1]["id"]}
+    return {"name": name, "description": "of a test", "steps": list(steps), "output": output}
+
+
+def one_step(component: str, input: Any = INPUT, **more: Any) -> dict[str, Any]:
+    """A flow of one step, `only`."""
+    return flow(step("only", component, input, **more))
+
+
+def retrying(
+    retries: int = 3, *, backoff: Backoff | None = None, jitter: float = 0.0, base: Config = DEFAULT_CONFIG
+) -> Config:
+    """A configuration with this transport budget, and one second between attempts unless said otherwise."""
+    policy = RetryPolicy(
+        transport_max_retries=retries, backoff=backoff or Constant(delay_s=1.0), jitter=jitter
+    )
+    return Config(plugins=base.plugins, routes=base.routes, retry=policy, source=base.source)
+
+
+class Stage:
+    """A worker whose components begin, end and are cancelled where a test can see it."""
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.began: list[str] = []
+        self.ended: list[str] = []
+        self.cancelled: list[str] = []
+        self.attempts: list[int] = []
+        self.times: list[float] = []
+        self.run_ids: list[str | None] = []
+        self.deadlines: list[float | None] = []
+        self.release = trio.Event()
+        self.has_begun = trio.Event()
+        self.worker.add_component(self._echo, path="/echo", inline=True)
+        self.worker.add_component(self._wait, path="/wait")
+        self.worker.add_component(self._sleep, path="/sleep")
+
+    def component(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Offer one more."""
+        return self.worker.component(function)
+
+    def _echo(self, value: Any) -> Any:
+        return value
+
+    async def _wait(self, name: str, context: Context) -> str:
+        """Waits for ``release``."""
+        self._note(name, context)
+        try:
+            await self.release.wait()
+        except trio.Cancelled:
+            self.cancelled.append(name)
+            raise
+        finally:
+            self.ended.append(name)
+        return name
+
+    async def _sleep(self, seconds: float) -> float:
+        await trio.sleep(seconds)
+        return seconds
+
+    def _note(self, name: str, context: Context) -> None:
+        self.began.append(name)
+        self.attempts.append(context.attempt)
+        self.times.append(trio.current_time())
+        self.run_ids.append(context.run_id)
+        self.deadlines.append(context.deadline)
+        self.has_begun.set()
+
+
+class Seen(list[Event]):
+    """An observer that keeps what it is told."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    def of(self, kind: type[EventT]) -> list[EventT]:
+        """The events of one kind."""
+        return [event for event in self if isinstance(event, kind)]
+
+
+class OpenRunStore(MemoryRunStore):
+    """A store that tests can look into without awaiting."""
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """Every run, in the order of submission."""
+        return list(self._runs.values())
+
+    @property
+    def statuses(self) -> list[str]:
+        """How every run stands, in the order of submission."""
+        return [record.status for record in self.records]
