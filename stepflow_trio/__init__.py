@@ -5,52 +5,62 @@
 * Speak JSON-RPC 2.0 with exact cancellation over any transport: :func:`open_connection`.
 
 Every exception is in :mod:`stepflow_trio.errors`, whose docstring shows the tree.
+
+A name is imported from its room when it is first used: so a worker's process does not pay for the runtime,
+nor ``--help`` for either.
 """
 
-from stepflow_trio.engine import Connection, Handlers, Limits, Link, RequestContext, open_connection
-from stepflow_trio.errors import (
-    CallFailed,
-    CallTimeout,
-    ComponentError,
-    ConfigError,
-    ConnectionLost,
-    ErrorCode,
-    FlowInvalid,
-    LossReason,
-    RpcError,
-    RunCancelled,
-    RunFailed,
-    StepflowError,
-)
-from stepflow_trio.runtime import Run, Runtime, open_runtime
-from stepflow_trio.transports.memory import memory_link_pair
-from stepflow_trio.worker import Context, Worker
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stepflow_trio.engine import Connection as Connection
+    from stepflow_trio.engine import Handlers as Handlers
+    from stepflow_trio.engine import Limits as Limits
+    from stepflow_trio.engine import Link as Link
+    from stepflow_trio.engine import RequestContext as RequestContext
+    from stepflow_trio.engine import open_connection as open_connection
+    from stepflow_trio.errors import CallFailed as CallFailed
+    from stepflow_trio.errors import CallTimeout as CallTimeout
+    from stepflow_trio.errors import ComponentError as ComponentError
+    from stepflow_trio.errors import ConfigError as ConfigError
+    from stepflow_trio.errors import ConnectionLost as ConnectionLost
+    from stepflow_trio.errors import ErrorCode as ErrorCode
+    from stepflow_trio.errors import FlowInvalid as FlowInvalid
+    from stepflow_trio.errors import LossReason as LossReason
+    from stepflow_trio.errors import RpcError as RpcError
+    from stepflow_trio.errors import RunCancelled as RunCancelled
+    from stepflow_trio.errors import RunFailed as RunFailed
+    from stepflow_trio.errors import StepflowError as StepflowError
+    from stepflow_trio.protocol.peer import Role as Role
+    from stepflow_trio.runtime import Run as Run
+    from stepflow_trio.runtime import Runtime as Runtime
+    from stepflow_trio.runtime import open_runtime as open_runtime
+    from stepflow_trio.transports.memory import memory_link_pair as memory_link_pair
+    from stepflow_trio.worker import Context as Context
+    from stepflow_trio.worker import Worker as Worker
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CallFailed",
-    "CallTimeout",
-    "ComponentError",
-    "ConfigError",
-    "Connection",
-    "ConnectionLost",
-    "Context",
-    "ErrorCode",
-    "FlowInvalid",
-    "Handlers",
-    "Limits",
-    "Link",
-    "LossReason",
-    "RequestContext",
-    "RpcError",
-    "Run",
-    "RunCancelled",
-    "RunFailed",
-    "Runtime",
-    "StepflowError",
-    "Worker",
-    "memory_link_pair",
-    "open_connection",
-    "open_runtime",
-]
+_ROOMS = {
+    "engine": "Connection Handlers Limits Link RequestContext open_connection",
+    "errors": "CallFailed CallTimeout ComponentError ConfigError ConnectionLost ErrorCode FlowInvalid "
+    "LossReason RpcError RunCancelled RunFailed StepflowError",
+    "protocol.peer": "Role",
+    "runtime": "Run Runtime open_runtime",
+    "transports.memory": "memory_link_pair",
+    "worker": "Context Worker",
+}
+_ROOM_OF = {name: f"stepflow_trio.{room}" for room, names in _ROOMS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(room), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOM_OF])

@@ -23,7 +23,7 @@ def list_configured_components(config_path: str | None, *, as_json: bool, with_s
     """
     config = read_configuration(config_path)
     for warning in config.warnings:
-        complain(f"warning: {warning}")
+        complain(warning)
 
     async def ask() -> tuple[list[ListedComponent], dict[str, str]]:
         async with open_runtime(config) as runtime:

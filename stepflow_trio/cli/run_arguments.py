@@ -75,7 +75,7 @@ class RunArguments:
         quiet = bool(given.get("quiet"))
         if not quiet:
             warnings = [str(warning) for warning in flow.warnings if warning.kind not in _NOT_SHOWN]
-            for warning in [*warnings, *(f"warning: {warning}" for warning in config.warnings)]:
+            for warning in [*warnings, *config.warnings]:
                 complain(warning)
         output = ResultsOutput(given.get("output"))
         stdin_format: Format = given.get("stdin_format", "json")

@@ -38,7 +38,7 @@ def validate_files(flow_path: str, config_path: str | None) -> int:
     except ConfigError as exc:
         errors.append(f"error: {exc}" if not exc.place else str(exc))
     else:
-        warnings += [f"warning: {warning}" for warning in config.warnings]
+        warnings += config.warnings
     if flow is not None and config is not None:
         errors += _unreachable_components(flow, flow_path, config)
     for text in [*warnings, *errors]:

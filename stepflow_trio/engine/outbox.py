@@ -94,6 +94,14 @@ class Outbox:
         self._tell_of_room()
         return frames
 
+    def take_urgent(self) -> list[bytes]:
+        """Take all frames of the urgent lane."""
+        frames = [*self._urgent]
+        self._urgent.clear()
+        self._bytes -= sum(map(len, frames))
+        self._tell_of_room()
+        return frames
+
     async def wait_for_frames(self) -> None:
         """Wait, as the writer, until there is something to take or the outbox is closed."""
         if self._urgent or self._calls or self._closed:

@@ -197,10 +197,7 @@ class BuiltinPlugin:
             parent=parent,
             deadline=parent.deadline if parent is not None else math.inf,
         )
-        try:
-            await run.wait()
-        finally:
-            run.cancel()
+        await run.wait_as_owner()
         return run
 
 

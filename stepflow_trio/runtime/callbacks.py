@@ -88,7 +88,7 @@ class Callbacks:
             subflow_key=params.subflow_key,
         )
         if params.wait:
-            await _wait_as_owner(run, params.timeout_secs)
+            await run.wait_as_owner(within_s=_wait_s(params.timeout_secs))
         return _status(await self._record(run.id), include_results=params.wait)
 
     async def _get_run(self, params: GetRunParams, _request: RequestContext) -> RunStatus:
@@ -109,7 +109,7 @@ class Callbacks:
         run = await self._submit(
             params.flow_id, [params.input], overrides=overrides, observability=params.observability
         )
-        await _wait_as_owner(run, None, for_ever=True)
+        await run.wait_as_owner()
         return EvaluateFlowResult(outcome_of(run).to_json())
 
     async def _get_metadata(self, params: FlowMetadataParams, _request: RequestContext) -> FlowMetadataResult:
@@ -167,7 +167,14 @@ class Callbacks:
         if max_concurrency == 0:
             raise RpcError(ErrorCode.INVALID_PARAMS, "maxConcurrency must be at least 1")
         flow, known_id = await load_flow(self._blobs, flow_id, overrides)
-        parent = self._runs.active(observability.run_id if observability is not None else None)
+        parent_id = observability.run_id if observability is not None else None
+        parent = self._runs.active(parent_id)
+        if parent is None and parent_id is not None:
+            record = await self._run_store.get(parent_id)
+            if record is not None and record.status == "cancelled":
+                # A component that was not told, or does not listen, must not begin anything anew.
+                message = f"Run {parent_id} was cancelled and starts no further ones"
+                raise RpcError(ErrorCode.REQUEST_CANCELLED, message, {"run_id": parent_id})
         return await self._runs.submit(
             flow,
             known_id,
@@ -251,16 +258,6 @@ async def load_flow(
     except FlowInvalid as exc:
         message = f"Flow {bare} cannot be run: {exc}"
         raise RpcError(ErrorCode.INVALID_VALUE, message, {"flow_id": bare}) from exc
-
-
-async def _wait_as_owner(run: Run, timeout_secs: int | None, *, for_ever: bool = False) -> None:
-    """Wait for a run on behalf of the component that submitted it: given up, the run is cancelled."""
-    try:
-        with trio.move_on_after(float("inf") if for_ever else _wait_s(timeout_secs)):
-            await run.wait()
-    except trio.Cancelled:
-        run.cancel()
-        raise
 
 
 def _wait_s(timeout_secs: int | None) -> float:

@@ -121,4 +121,4 @@ RunEvent: TypeAlias = RunStarted | StepStarted | StepRetrying | StepEnded | Item
 Event: TypeAlias = RunEvent | StepProgressed | WorkerStarted | WorkerLine | WorkerEnded
 
 Observer: TypeAlias = Callable[[Event], object]
-"""Called with each event as it happens. It must be quick, and must not raise."""
+"""Called with each event as it happens. It must be quick. What it raises is logged and forgotten."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -16,6 +17,8 @@ from stepflow_trio.runtime.events import Observer, WorkerLine
 from stepflow_trio.runtime.worker_plugin import Launcher, Started
 from stepflow_trio.transports.memory import memory_link_pair
 from stepflow_trio.transports.process import WorkerProcess, open_process_link
+
+_log = logging.getLogger("stepflow_trio.runtime")
 
 EXIT_NOTICE_S = 1.0
 """After a worker's stdout has closed, how long to wait for its exit code before saying what happened."""
@@ -43,13 +46,28 @@ class _StartedProcess:
 
 
 class _StartedTask:
-    def __init__(self, link: Link) -> None:
+    def __init__(self, worker: ServesLink, link: Link, far_link: Link) -> None:
+        self._worker = worker
+        self._far_link = far_link
+        self._fault: Exception | None = None
         self.link = link
         self.pid: int | None = None
 
+    async def serve(self) -> None:
+        """Let the worker serve. However it ends, the connection ends with it, and nothing else does."""
+        try:
+            await self._worker.serve(self._far_link)
+        except Exception as exc:  # noqa: BLE001 — a broken worker costs only its own components
+            self._fault = exc
+            _log.error("a worker of this process failed", exc_info=exc)
+        finally:
+            await self._far_link.aclose()
+
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
         await trio.lowlevel.checkpoint()
-        return loss
+        if self._fault is None:
+            return loss
+        return ConnectionLost(loss.reason, f"it failed: {type(self._fault).__name__}: {self._fault}")
 
 
 def process_launcher(plugin: str, config: StdioPluginConfig, observe: Observer) -> Launcher:
@@ -73,12 +91,12 @@ def task_launcher(worker: ServesLink) -> Launcher:
 
     @asynccontextmanager
     async def launch() -> AsyncGenerator[Started]:
-        near, far = memory_link_pair()
+        started = _StartedTask(worker, *memory_link_pair())
         with one_exception():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(worker.serve, far)
+                nursery.start_soon(started.serve)
                 try:
-                    yield _StartedTask(near)
+                    yield started
                 finally:
                     nursery.cancel_scope.cancel(reason="the runtime stops this worker")
 

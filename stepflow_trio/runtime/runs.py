@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import trio
 
+from stepflow_trio.engine.ending import last_words
 from stepflow_trio.errors import ErrorCode
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
@@ -21,6 +24,9 @@ _log = logging.getLogger("stepflow_trio.runtime")
 
 DEFAULT_MAX_CONCURRENCY = 100
 """Items of one run that are in flight at once, where the submission does not say."""
+
+RECORD_WITHIN_S = 5.0
+"""How long the store may take to record that a run was cancelled; whoever cancelled it waits to leave."""
 
 
 class Run:
@@ -55,9 +61,14 @@ class Run:
         self.subflows: dict[str, Run] = {}
         """The runs that its components submitted, by their subflow keys."""
         self.nursery: trio.Nursery | None = None
-        """Where the runs that its components submit live; None before it has begun and after its end."""
+        """Where the runs that its components submit live; None unless its items are at work."""
         self._scope = trio.CancelScope()
         self._over = trio.Event()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is, or will be as soon as everything in it has left."""
+        return self._scope.cancel_called and self.status in ("running", "cancelled")
 
     def cancel(self) -> None:
         """Cancel it and everything that belongs to it; nothing happens where it is over.
@@ -70,26 +81,48 @@ class Run:
         """Wait until it is over. Cancelling the waiter leaves the run as it is."""
         await self._over.wait()
 
+    async def wait_as_owner(self, *, within_s: float = math.inf) -> None:
+        """Wait until it is over, but at most ``within_s`` seconds. Cancelling the waiter cancels the run."""
+        try:
+            with trio.move_on_after(within_s):
+                await self._over.wait()
+        except trio.Cancelled:
+            self.cancel()
+            raise
+
     async def drive(
         self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
     ) -> None:
-        """Run it to its end; called once, in the task that owns it."""
+        """Run it to its end; called once, in the task that owns it. Never raises but ``Cancelled``."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     self.nursery = nursery
-                    await self._execute_items(executor, record, now)
-                    failed = any(isinstance(result, Failed) for result in self.results)
-                    await self._end("failed" if failed else "completed", record, now)
-                    # Runs that components submitted without waiting for them may still be at work: this
-                    # task stays until they are over, and cancelling this run still reaches them.
+                    try:
+                        await self._execute_items(executor, record, now)
+                        failed = any(isinstance(result, Failed) for result in self.results)
+                        await self._end("failed" if failed else "completed", record, now)
+                    finally:
+                        # Runs that components submitted without waiting for them may still be at work: this
+                        # task stays until they are over, and cancelling this run still reaches them.
+                        self.nursery = None
+                        if self.status == "running":
+                            self.cancel()
+        except* Exception as faults:
+            _log.error("run %s did not end in order", self.id, exc_info=faults)
         finally:
-            self.nursery = None
-            try:
-                if self._scope.cancelled_caught and self.status == "running":
-                    await self._end("cancelled", record, now)
-            finally:
-                self._over.set()
+            if self.status == "running":
+                # Whoever cancelled it, itself or what it belongs to: that it was must be on record.
+                end = partial(self._end, "cancelled", record, now)
+                if not await last_words(end, within_s=RECORD_WITHIN_S):
+                    _log.error("that run %s was cancelled was not recorded in time", self.id)
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Wake whoever waits for it, although it has not come to an end or never began."""
+        if self.status == "running":
+            self.status = "cancelled"
+        self._over.set()
 
     async def _execute_items(
         self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
@@ -100,7 +133,10 @@ class Run:
             # So many of these as may run at once share the iterator: no task waits for its turn.
             for index in indices:
                 result = await self._execute_item(executor, index)
-                await record(ItemEnded(run_id=self.id, item_index=index, at=now(), result=result))
+                try:
+                    await record(ItemEnded(run_id=self.id, item_index=index, at=now(), result=result))
+                except Exception as exc:  # noqa: BLE001 — what is not on record was not achieved
+                    result = self._fault(index, exc)
                 self.results[index] = result
 
         if len(self.inputs) == 1:
@@ -123,16 +159,22 @@ class Run:
                     deadline=self.deadline,
                 )
             except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
-                incident = secrets.token_hex(4)
-                _log.error("item %d of run %s failed, incident %s", index, self.id, incident, exc_info=exc)
-                data = {"incident": incident}
-                return Failed(FlowError(ErrorCode.RUNTIME_INTERNAL, "internal error of the runtime", data))
+                return self._fault(index, exc)
         return Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run's deadline has passed"))
+
+    def _fault(self, index: int, exc: Exception) -> FlowResult:
+        incident = secrets.token_hex(4)
+        _log.error("item %d of run %s failed, incident %s", index, self.id, incident, exc_info=exc)
+        data = {"incident": incident}
+        return Failed(FlowError(ErrorCode.RUNTIME_INTERNAL, "internal error of the runtime", data))
 
     async def _end(
         self, status: str, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
     ) -> None:
-        await record(RunEnded(run_id=self.id, at=now(), status=status))
+        try:
+            await record(RunEnded(run_id=self.id, at=now(), status=status))
+        except Exception:  # noqa: BLE001 — the items are on record, and those who wait can be told
+            _log.exception("that run %s is %s could not be recorded", self.id, status)
         self.status = status
         self._over.set()
 
@@ -179,10 +221,11 @@ class Runs:
         """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
 
         With a ``subflow_key`` that ``parent`` has seen, return that run, unless it failed or was cancelled.
+        Cancelled, it has started nothing.
         """
         if parent is not None and subflow_key is not None:
             known = parent.subflows.get(subflow_key)
-            if known is not None and known.status in ("running", "completed"):
+            if known is not None and known.status in ("running", "completed") and not known.is_cancelled:
                 return known
         run = Run(
             run_id=str(self._new_id()),
@@ -195,18 +238,24 @@ class Runs:
         )
         if parent is not None and subflow_key is not None:
             parent.subflows[subflow_key] = run
-        await self._record(
-            RunStarted(
-                run_id=run.id,
-                at=self._now(),
-                flow_id=flow_id,
-                flow_name=flow.name,
-                inputs=inputs,
-                variables=variables,
-                max_concurrency=run.max_concurrency,
-                parent_run_id=parent.id if parent is not None else None,
+        try:
+            await self._record(
+                RunStarted(
+                    run_id=run.id,
+                    at=self._now(),
+                    flow_id=flow_id,
+                    flow_name=flow.name,
+                    inputs=inputs,
+                    variables=variables,
+                    max_concurrency=run.max_concurrency,
+                    parent_run_id=parent.id if parent is not None else None,
+                )
             )
-        )
+        except BaseException:
+            run.give_up()
+            raise
+        if parent is not None and parent.is_cancelled:
+            run.cancel()
         owner = parent.nursery if parent is not None and parent.nursery is not None else self._nursery
         self._active[run.id] = run
         owner.start_soon(self._own, run, name=f"run {run.id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import uuid
@@ -19,6 +20,7 @@ from stepflow_trio.errors import ConfigError, ErrorCode, RunCancelled, RunFailed
 from stepflow_trio.flows.model import Flow, flow_id
 from stepflow_trio.flows.reader import flow_from_json, read_flow_file
 from stepflow_trio.flows.results import Failed
+from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol import blobs, codec
 from stepflow_trio.protocol.payloads import ComponentInfo
 from stepflow_trio.runtime.builtin import BuiltinPlugin
@@ -38,6 +40,8 @@ from stepflow_trio.runtime.routing import Route, Router, Rule
 from stepflow_trio.runtime.runs import Run, Runs
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
 from stepflow_trio.runtime.worker_plugin import Launcher, WorkerPlugin
+
+_log = logging.getLogger("stepflow_trio.runtime")
 
 FlowLike: TypeAlias = Flow | Mapping[str, Any] | str | os.PathLike[str]
 """A flow that was read, a flow as JSON, or the path of a file."""
@@ -89,10 +93,7 @@ class Runtime:
         """
         deadline = trio.current_effective_deadline()
         run = await self.submit(flow, [input], variables=variables, deadline=deadline)
-        try:
-            await run.wait()
-        finally:
-            run.cancel()
+        await run.wait_as_owner()
         result = run.results[0]
         if result is None:
             raise RunCancelled(ErrorCode.REQUEST_CANCELLED, "the run was cancelled", run_id=run.id)
@@ -199,7 +200,7 @@ async def open_runtime(
         config: plugins, routes, retries; without it, the builtin components at ``/builtin/…``.
         workers: workers of this process by plugin name. Where no configured route leads to a name, the
             worker's components are at ``/<name>/…``.
-        on_event: called with everything that happens, as it happens; must be quick.
+        on_event: called with everything that happens, as it happens; must be quick. What it raises is logged.
         blob_store: where blobs are kept; in memory by default.
         run_store: where the histories of runs are kept; in memory by default.
         limits: the bounds of each worker's connection.
@@ -208,7 +209,7 @@ async def open_runtime(
         randomness: for the jitter of retries.
 
     Raises:
-        ConfigError: a name is used for two plugins, or the routes cannot be used.
+        ConfigError: a name is used for two plugins, or the routes cannot be used or lead to none.
     """
     config = config or DEFAULT_CONFIG
     workers = workers or {}
@@ -221,13 +222,20 @@ async def open_runtime(
         for name in workers
         if name not in routed
     ]
+    for name in sorted(routed - workers.keys() - config.plugins.keys()):
+        hint = did_you_mean(name, [*config.plugins, *workers])
+        what = "is neither configured nor given as a worker of this process"
+        raise ConfigError(f"a route leads to plugin {name!r}, which {what}{f'; {hint}' if hint else ''}")
     router = Router([*config.routes, *own_routes])
     blob_store = blob_store or MemoryBlobStore()
     history = run_store or MemoryRunStore()
 
     def observe(event: Event) -> None:
         if on_event is not None:
-            on_event(event)
+            try:
+                on_event(event)
+            except Exception:  # noqa: BLE001 — what happened has happened, whatever is made of it
+                _log.exception("on_event failed with %r", event)
 
     async def record(event: RunEvent) -> None:
         await history.append(event)

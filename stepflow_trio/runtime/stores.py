@@ -95,10 +95,10 @@ class RunRecord:
 
 
 class RunStore(Protocol):
-    """Keeps the histories of runs. What was appended has been recorded when ``append`` returns."""
+    """Keeps the histories of runs."""
 
     async def append(self, event: RunEvent) -> None:
-        """Record an event."""
+        """Record an event: it is on record when this returns, and is not when this is cancelled."""
         ...
 
     async def get(self, run_id: str) -> RunRecord | None:
@@ -115,6 +115,7 @@ class MemoryRunStore:
 
     async def append(self, event: RunEvent) -> None:
         """See :meth:`RunStore.append`."""
+        await trio.lowlevel.checkpoint()
         match event:
             case RunStarted():
                 self._runs[event.run_id] = RunRecord(
@@ -135,7 +136,6 @@ class MemoryRunStore:
                 record.status, record.completed_at = event.status, event.at
             case _:
                 pass
-        await trio.lowlevel.checkpoint()
 
     async def get(self, run_id: str) -> RunRecord | None:
         """See :meth:`RunStore.get`."""

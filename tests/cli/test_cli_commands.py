@@ -67,12 +67,12 @@ def test_validate_prints_everything_it_finds_with_its_place(cli: Cli, flow: Writ
     config.write_text(text, encoding="utf-8")
     ran = cli("validate", given, "--config", config)
     assert (ran.code, ran.stderr) == (2, "")
-    assert re.search(rf"^{given}:6:5: error: .*\n +6 \|     metdata: ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^{given}:7:5: error: .*\n +7 \|     metdata: ", ran.stdout, re.MULTILINE)
     given.write_text(given.read_text(encoding="utf-8").replace("    metdata: {}\n", ""), encoding="utf-8")
     ran = cli("validate", given, "--config", config)
-    assert re.search(rf"^{given}:4:16: error: .*did you mean /crew/echo\?", ran.stdout, re.MULTILINE)
-    assert re.search(rf"^{given}:6:5: warning: ", ran.stdout, re.MULTILINE)
-    assert re.search(rf"^warning: {config}:\d+:\d+: recovery: ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^{given}:5:16: error: .*did you mean /crew/echo\?", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^{given}:7:5: warning: ", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^{config}:\d+:\d+: recovery: ", ran.stdout, re.MULTILINE)
     assert ran.stdout.endswith(f"{given}: 1 error, 2 warnings\n")
 
 
@@ -100,7 +100,7 @@ def test_components_are_listed_by_the_path_that_a_flow_names(cli: Cli) -> None:
     assert (ran.code, ran.stderr) == (0, "")
     lines = ran.stdout.splitlines()
     assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
-    assert "/crew/hang             Blocks the event loop: nothing but a signal ends it." in lines
+    assert "/crew/hang                Blocks the event loop: nothing but a signal ends it." in lines
     assert any(line.startswith("/builtin/put_blob ") for line in lines)
     ran = cli("list-components", "--config", CONFIG, "--format", "json", "--schemas")
     listed = {entry["component"]: entry for entry in json.loads(ran.stdout)["components"]}

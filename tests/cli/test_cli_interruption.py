@@ -54,13 +54,18 @@ def test_an_interrupt_during_an_import_ends_the_command_in_silence(
     os.close(held)
 
 
-@SIGNALS
-@pytest.mark.parametrize("option", ["--flow", "--config", "--input", "--variables"])
+@pytest.mark.parametrize(
+    ("option", "number", "code"),
+    [
+        ("--flow", signal.SIGINT, 130),
+        ("--config", signal.SIGTERM, 143),
+        ("--input", signal.SIGINT, 130),
+        ("--variables", signal.SIGHUP, 129),
+    ],
+)
 def test_a_signal_while_a_file_is_read_ends_the_command_in_silence(
     start: Start, flow: WriteFlow, tmp_path: Path, option: str, number: int, code: int
 ) -> None:
-    if number != signal.SIGINT and option != "--input":
-        pytest.skip("the same code reads all of them")
     gate = fifo(tmp_path, "gate")
     given = {"--flow": str(flow("/crew/wait")), "--input-json": "1", option: str(gate)}
     if option == "--input":

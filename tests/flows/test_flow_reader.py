@@ -288,6 +288,7 @@ def test_a_duplicate_step_id_names_the_step_that_has_it_first():
     step = {"component": "/x"}
     ids = ("a", "b", "c", "b", "b")
     value = {"steps": [{**step, "id": i} for i in ids], "output": {"$step": "b"}}
+    value["steps"][2]["input"] = {"$step": "b"}
     assert found(value) == [
         (Kind.DUPLICATE_STEP_ID, ("steps", position, "id"), 'the step id "b" is already that of $.steps[1]')
         for position in (3, 4)
@@ -515,6 +516,17 @@ def test_a_text_that_is_wrong_everywhere_is_reported_within_bounds():
     assert any(d.message == "59,002 more findings are not shown" for d in diagnostics)
 
 
+@pytest.mark.parametrize("depth", [127, 128, 400, 100_000])
+def test_nesting_is_bounded_at_128_before_anything_recurses(depth):
+    brackets = "[" * (depth - 1) + '{"$input":"$"}' + "]" * (depth - 1)
+    for name in ("f.json", "f.yaml"):
+        [*kinds] = (d.kind for d in examine_flow(f'{{"output": {brackets}}}', name=name).diagnostics)
+        if depth + 1 <= 128:
+            assert kinds == [Kind.MISSING_FLOW_NAME, Kind.MISSING_FLOW_DESCRIPTION]
+        else:
+            assert kinds == [Kind.LIMIT_EXCEEDED]
+
+
 def test_no_flood_of_warnings_hides_an_error():
     value = {f"note_{i}": i for i in range(1200)} | {"steps": 1}
     kinds = [d.kind for d in examine_flow_json(value).diagnostics]
@@ -534,12 +546,10 @@ def test_control_characters_and_half_surrogates_never_reach_the_terminal():
     assert set(filter(lambda c: not c.isprintable(), shown)) == {"\n"}
 
 
-KEYS = st.sampled_from(
-    (
-        "steps output id component input onError action schemas properties test cases metadata examples name "
-        "$step path $if then $coalesce $from $variable default"
-    ).split()
-)
+FLOW_KEYS = ["steps", "output", "schemas", "properties", "test", "cases", "metadata", "examples", "name"]
+STEP_KEYS = ["id", "component", "input", "onError", "action"]
+EXPRESSION_KEYS = ["$step", "path", "$if", "then", "$coalesce", "$from", "$variable", "default"]
+KEYS = st.sampled_from([*FLOW_KEYS, *STEP_KEYS, *EXPRESSION_KEYS])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["a", "$", "$.a", "/x", "retry", ""]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),

@@ -202,6 +202,12 @@ def test_aliases_count_for_what_they_stand_for():
     ]
 
 
+def test_aliases_of_what_holds_aliases_count_in_full():
+    text = "a: &a [1]\nb: &b [*a, *a]\nc: [*b]\n"
+    assert read_source(text, name="f", limits=SourceLimits(max_alias_nodes=9)).value
+    assert faults_of(text, max_alias_nodes=8)[0][:2] == (3, 5)
+
+
 def test_depth_is_counted_behind_aliases():
     text = "a: &a [[1]]\nb: &b [*a]\nc: [*b]\n"
     assert read_source(text, name="f", limits=SourceLimits(max_depth=5)).value

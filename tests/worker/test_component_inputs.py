@@ -6,14 +6,14 @@ import dataclasses
 import datetime
 import enum
 from collections.abc import Callable, Iterable
-from typing import Annotated, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Optional, TypedDict, Union  # noqa: F401 some in texts
 
 import attrs
 import msgspec
 import pydantic
 import pytest
 
-from stepflow_trio.errors import ErrorCode, RpcError
+from stepflow_trio.errors import ErrorCode, LocalProtocolError, RpcError
 from stepflow_trio.worker.schemas import AnnotationUnusable
 from stepflow_trio.worker.signature import InputInvalid, read_signature
 

@@ -1,7 +1,7 @@
 """How a function's signature becomes a component's: every way of writing one, with the annotations evaluated.
 
-test_component_definition.py has the same under ``from __future__ import annotations``, with names that are
-looked up late.
+test_component_inputs.py converts every kind of type; test_component_definition.py is written under
+``from __future__ import annotations``, with names that are looked up late.
 """
 
 import collections
@@ -84,10 +84,6 @@ class Row(msgspec.Struct, array_like=True):
 
 class Color(enum.Enum):
     RED = "red"
-
-
-class Level(enum.IntEnum):
-    HIGH = 3
 
 
 Record = NewType("Record", dict)
