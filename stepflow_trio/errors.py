@@ -10,7 +10,8 @@ Tree::
     │   ├── CallFailed             the peer answered our call with it (method)
     │   │   ├── CallCancelled      the peer says that the call was cancelled, −32800
     │   │   └── Overloaded         the peer is at its limit, −32304 (retry_after_s)
-    │   └── ComponentError         a component raises it; its fields reach the run's result unchanged
+    │   ├── ComponentError         a component raises it; its fields reach the run's result unchanged
+    │   └── InputInvalid, OutputInvalid    in ``stepflow_trio.worker``: what does not fit, and its JSON path
     ├── CallTimeout                no answer within the time given (method, after_s)
     ├── ConnectionLost             the connection ended while it was needed (reason)
     │   └── WorkerExited           because the worker's process ended (returncode, stderr)

@@ -480,8 +480,10 @@ class Connection:
                     self._writing = False
                     self._frames_sent += len(frames)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                self.lose(LossReason.STREAM_ERROR, f"writing failed: {exc!r}")
-        if scope.cancelled_caught:
+                # A peer that closed its end before is gone; that it takes nothing any more says no more.
+                reason = LossReason.PEER_CLOSED if self._end_of_input else LossReason.STREAM_ERROR
+                self.lose(reason, f"writing failed: {exc!r}")
+        if scope.cancelled_caught and self._writing:
             self.lose(LossReason.SEND_STALLED, f"the peer accepted no bytes for {timeout_s:g} s")
 
     # ---- the end ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
     MAX_ID,
     MIN_ID,
@@ -167,22 +168,38 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
 
 def encode_request(method: str, params: Any, id_: RequestId) -> bytes:
     """One request as a frame. Raises :class:`LocalProtocolError` where ``params`` are no JSON."""
-    return _encode_frame(WireRequest("2.0", method, params, id_))
+    return _message(WireRequest("2.0", method, params, id_))
 
 
 def encode_notification(method: str, params: Any) -> bytes:
     """One notification as a frame. Raises :class:`LocalProtocolError` where ``params`` are no JSON."""
-    return _encode_frame(WireNotification("2.0", method, params))
+    return _message(WireNotification("2.0", method, params))
 
 
 def encode_success(result: Any, id_: RequestId) -> bytes:
     """One result as a frame. Raises :class:`LocalProtocolError` where ``result`` is no JSON."""
-    return _encode_frame(WireSuccess("2.0", result, id_))
+    return _message(WireSuccess("2.0", result, id_))
 
 
 def encode_failure(error: ErrorObject, id_: RequestId | None) -> bytes:
     """One error as a frame. Raises :class:`LocalProtocolError` where the error's data are no JSON."""
-    return _encode_frame(WireFailure("2.0", error, id_))
+    return _message(WireFailure("2.0", error, id_))
+
+
+def _message(value: Any) -> bytes:
+    """Encode what is to be sent, and hold it to what we accept ourselves.
+
+    A peer cannot answer what it cannot read: the caller would wait for ever.
+    """
+    frame = encode_json(value)
+    if len(frame) > MAX_FRAME_BYTES:
+        raise LocalProtocolError(
+            f"a message of {len(frame)} bytes cannot be sent, at most {MAX_FRAME_BYTES}: "
+            "store large data as blobs"
+        )
+    if frame.count(b"[") + frame.count(b"{") > MAX_NESTING and nests_deeper(frame, MAX_NESTING):
+        raise LocalProtocolError(f"a message nests deeper than {MAX_NESTING} levels and cannot be sent")
+    return frame
 
 
 def encode_batch(frames: list[bytes]) -> bytes:
@@ -196,18 +213,22 @@ def encode_json(value: Any) -> bytes:
     Raises:
         LocalProtocolError: it is no JSON: a type JSON does not have, a lone surrogate, or it contains itself.
     """
-    return _encode_frame(value)
-
-
-def _encode_frame(value: Any) -> bytes:
     try:
-        return _encode(value)
+        frame = _encode(value)
     except UnicodeEncodeError as exc:
         raise LocalProtocolError(f"text cannot be sent: {exc.reason} (character {exc.start})") from exc
     except RecursionError as exc:
         raise LocalProtocolError("a value nests too deep to be sent, or contains itself") from exc
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
         raise LocalProtocolError(f"a value cannot be sent as JSON: {exc}") from exc
+    if (
+        len(frame) > 2 * MAX_NESTING
+        and frame.count(b"[") + frame.count(b"{") > MAX_NESTING
+        and nests_deeper(frame, MAX_NESTING)
+    ):
+        # A peer that refuses to read it could not say what it refuses, and our caller would wait for ever.
+        raise LocalProtocolError(f"a value cannot be sent: it nests deeper than {MAX_NESTING} levels")
+    return frame
 
 
 def _classify_unless_ambiguous(

@@ -137,9 +137,22 @@ class Router:
         for route in self._table.values():
             for rule in route.rules:
                 path = rule.path_for(component, route.pattern) if rule.plugin == plugin else None
-                if path is not None and self._reaches(path, route, rule, component):
+                if path is not None and any(
+                    self._reaches(example, route, rule, component) for example in self._examples(path)
+                ):
                     paths[path] = None
         return list(paths)
+
+    def _examples(self, path: str) -> list[str]:
+        """Paths of every length that may matter, for one that ends with a parameter for all that is left.
+
+        The names of parameters stand for any text that no route names.
+        """
+        last = path.rpartition("/")[2]
+        if not last.startswith("{*"):
+            return [path]
+        longest = max(pattern.count("/") for pattern in self._table.patterns())
+        return [path + f"/{last}" * more for more in range(longest + 1)]
 
     def _reaches(self, path: str, route: _CompiledRoute, rule: _CompiledRule, component: str) -> bool:
         found = self._table.match(path)

@@ -16,10 +16,18 @@ import trio
 
 from stepflow_trio.engine import Handlers, Limits
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConfigError, ErrorCode, RunCancelled, RunFailed
+from stepflow_trio.errors import (
+    ConfigError,
+    ErrorCode,
+    FlowInvalid,
+    LocalProtocolError,
+    RunCancelled,
+    RunFailed,
+)
 from stepflow_trio.flows.model import Flow, flow_id
 from stepflow_trio.flows.reader import flow_from_json, read_flow_file
 from stepflow_trio.flows.results import Failed
+from stepflow_trio.flows.source import source_of_value
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol import blobs, codec
 from stepflow_trio.protocol.payloads import ComponentInfo
@@ -88,6 +96,7 @@ class Runtime:
 
         Raises:
             FlowInvalid: the flow cannot be run as written; nothing was started.
+            LocalProtocolError: the input or a variable is not JSON; nothing was started.
             RunFailed: the run failed; ``code``, ``message`` and ``data`` are those of its result.
             RunCancelled: somebody else cancelled the run.
         """
@@ -124,18 +133,23 @@ class Runtime:
 
         Raises:
             FlowInvalid: the flow cannot be run as written; nothing was started.
+            LocalProtocolError: an input or a variable is not JSON; nothing was started.
             ValueError: ``max_concurrency`` is less than 1.
         """
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
         read = _read_flow(flow)
+        for index, input in enumerate(inputs):
+            _check_json(input, f"<input {index}>")
+        variables = dict(variables or {})
+        _check_json(variables, "<variables>")
         # Stored, so that components can name the flow that they run in.
         await self._blobs.put(codec.encode_json(read.to_json()), blobs.FLOW)
         return await self._runs.submit(
             read,
             flow_id(read),
             inputs,
-            variables=variables or {},
+            variables=variables,
             max_concurrency=max_concurrency,
             deadline=deadline,
         )
@@ -294,3 +308,11 @@ def _read_flow(flow: FlowLike) -> Flow:
     if isinstance(flow, Mapping):
         return flow_from_json(dict(flow))
     return read_flow_file(flow)
+
+
+def _check_json(value: Any, name: str) -> None:
+    """Refuse what an encoder would quietly make something else of, such as NaN, sets and bytes."""
+    try:
+        source_of_value(value, name=name)
+    except FlowInvalid as exc:
+        raise LocalProtocolError(f"not JSON: {exc}") from exc

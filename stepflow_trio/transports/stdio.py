@@ -67,9 +67,10 @@ def _claim(orphan_grace_s: float | None) -> Generator[tuple[trio.abc.ReceiveStre
         for fd, name in ((0, "stdin"), (1, "stdout")):
             if not _is_open(fd):
                 raise LocalProtocolError(f"{name} (descriptor {fd}) is closed: it cannot carry a link")
-        with open(os.devnull, "rb") as null:
+        stderr = 2 if _is_open(2) else None
+        with open(os.devnull, "r+b", buffering=0) as null:
             stdin = claim.enter_context(_diverted(0, onto=null.fileno()))
-            stdout = claim.enter_context(_diverted(1, onto=2 if _is_open(2) else null.fileno()))
+            stdout = claim.enter_context(_diverted(1, onto=stderr or null.fileno()))
         claim.enter_context(_line_buffered_stdout())
         if orphan_grace_s is not None and _hangs_up(stdin):
             claim.enter_context(_ending_orphan(stdin, orphan_grace_s))

@@ -6,6 +6,7 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from inspect import isawaitable
 from typing import Any, cast
 
 import trio
@@ -119,7 +120,9 @@ class Session:
             args, kwargs = component.bind(input, context, path_params)
             call: Callable[[], Any] = partial(component.fn, *args, **kwargs)
             if component.kind == "async":
-                output = await call()
+                output = call()
+                if isawaitable(output):  # not where a decorator made a plain function of an async one
+                    output = await output
             else:
                 # A thread cannot be cancelled. It is left behind with its result ignored, and gives its
                 # place in the pool back only when it ends.

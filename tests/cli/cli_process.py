@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -65,6 +66,17 @@ class Started:
     def signal(self, number: int) -> None:
         """Send a signal as a terminal does: to the whole process group."""
         os.killpg(self.process.pid, number)
+
+    def signal_until_over(self, number: int) -> None:
+        """Send a signal, and again if need be.
+
+        Python heeds one that comes in the microseconds before a call that blocks only with the next one.
+        """
+        give_up_at = time.monotonic() + DEADLINE_S
+        while self.process.poll() is None and time.monotonic() < give_up_at:
+            self.signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
 
     def finish(self) -> Finished:
         stdout, stderr = self.process.communicate(timeout=DEADLINE_S)

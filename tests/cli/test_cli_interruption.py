@@ -49,7 +49,7 @@ def test_an_interrupt_during_an_import_ends_the_command_in_silence(
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     held = wait_until_read(gate)
-    command.signal(signal.SIGINT)
+    command.signal_until_over(signal.SIGINT)
     assert command.finish() == Finished(130, "", "")
     os.close(held)
 
@@ -72,7 +72,7 @@ def test_a_signal_while_a_file_is_read_ends_the_command_in_silence(
         del given["--input-json"]
     command = start("run", *(text for pair in given.items() for text in pair))
     held = wait_until_read(gate)
-    command.signal(number)
+    command.signal_until_over(number)
     assert command.finish() == Finished(code, "", "")
     os.close(held)
 
@@ -83,10 +83,8 @@ def test_an_interrupt_while_stdin_is_waited_for_ends_the_command_in_silence(
     gate = fifo(tmp_path, "gate")
     with open(os.open(gate, os.O_RDWR), "rb") as stdin:
         command = start("run", "--flow", flow("/crew/wait"), "--input", "-", stdin=stdin)
-        # It has read the flow once it is there to be interrupted; before, the code is the same.
-        command.signal(signal.SIGCONT)
         wait_until_started(command)
-        command.signal(signal.SIGINT)
+        command.signal_until_over(signal.SIGINT)
         assert command.finish() == Finished(130, "", "")
 
 
@@ -156,7 +154,7 @@ def test_interrupts_at_any_moment_leave_nothing_and_show_no_traceback(start: Sta
         command = start("run", "--flow", given, "--config", CONFIG, "--input-json", "1")
         wait_until_started(command)
         time.sleep(delay_ms / 1000)  # noqa: TID251 — the moment is what is tried out
-        command.signal(signal.SIGINT)
+        command.signal_until_over(signal.SIGINT)
         ended = command.finish()
         assert (ended.code, ended.stdout) == (130, ""), (delay_ms, ended)
         assert "Traceback" not in ended.stderr, (delay_ms, ended.stderr)

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from msgspec import UNSET
 
 from stepflow_trio.engine import Connection, Handlers, Limits, Link, RequestContext, open_connection
 from stepflow_trio.protocol.peer import Role
-from stepflow_trio.testing import FaultyLink, Faults, ScriptedPeer, memory_link_pair
+from stepflow_trio.testing import Faults, FaultyLink, ScriptedPeer, memory_link_pair
 
 Handler = Callable[[Any, RequestContext], Any]
 
@@ -18,9 +19,13 @@ Handler = Callable[[Any, RequestContext], Any]
 def offering(handlers: dict[str, Handler] | None = None, /, **more: Handler) -> Handlers:
     """Handlers for the methods of these names, and ``echo``."""
     offered = Handlers()
-    for name, handler in {"echo": lambda params, _: params, **(handlers or {}), **more}.items():
+    for name, handler in {"echo": _echo, **(handlers or {}), **more}.items():
         offered.on_raw_request(name, handler)
     return offered
+
+
+def _echo(params: Any, _context: RequestContext) -> Any:
+    return None if params is UNSET else params
 
 
 @asynccontextmanager
@@ -91,7 +96,7 @@ class Recorder:
             raise
         finally:
             self.ended.append(context.id)
-        return params
+        return None if params is UNSET else params
 
     @property
     def running(self) -> int:

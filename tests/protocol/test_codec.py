@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
     Batch,
     ErrorObject,
@@ -749,3 +750,20 @@ def test_a_hostile_frame_of_10_mib_is_refused_in_linear_time(name: str) -> None:
     assert type(codec.decode(HOSTILE[name])) is Malformed
     # The slowest takes 0.6 s here. Quadratic work would take hours, work times the depth 5 s.
     assert time.process_time() - started < 3
+
+
+def test_what_nests_deeper_than_we_would_read_is_not_sent() -> None:
+    def nested(levels: int) -> Any:
+        value: Any = 1
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    codec.encode_request("m", nested(codec.MAX_NESTING - 1), 1)
+    with pytest.raises(LocalProtocolError, match="nests deeper than 128"):
+        codec.encode_request("m", nested(codec.MAX_NESTING), 1)
+
+
+def test_what_is_larger_than_we_would_read_is_not_sent() -> None:
+    with pytest.raises(LocalProtocolError, match="store large data as blobs"):
+        codec.encode_success("x" * MAX_FRAME_BYTES, 1)

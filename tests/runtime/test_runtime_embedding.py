@@ -29,6 +29,7 @@ from stepflow_trio import (
     open_runtime,
 )
 from stepflow_trio.engine import Link
+from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.flows.model import flow_id
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.results import Failed, Success
@@ -375,7 +376,7 @@ async def test_leaving_the_block_cancels_what_is_at_work_and_its_record_says_so(
     assert stage.cancelled == ["at work"]
     assert store.statuses == ["cancelled"]
     assert run.status == "cancelled"
-    with trio.fail_after(0):
+    with trio.fail_after(1):
         await run.wait()
 
 
@@ -463,26 +464,53 @@ async def test_a_component_that_does_not_exist_is_a_failure_that_names_the_close
     assert trio.current_time() == 0
 
 
-@pytest.mark.parametrize("given", [object(), {1, 2}, "\ud800"], ids=["object", "set", "lone surrogate"])
-async def test_an_input_that_is_no_json_fails_the_run_and_nothing_else(
-    autojump_clock: Any, stage: Stage, given: Any
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({"a": [1, float("nan")]}, "$.a[1]"),
+        (float("inf"), "$"),
+        (["\ud800"], "$[0]"),
+        ({1: "x"}, "$"),
+        ({1, 2}, "$"),
+        (b"bytes", "$"),
+        ((1, 2), "$"),
+        (datetime(2024, 1, 1, tzinfo=UTC), "$"),
+        (object(), "$"),
+    ],
+    ids=str,
+)
+async def test_an_input_that_is_no_json_is_refused_with_its_place(
+    autojump_clock: Any, stage: Stage, given: Any, where: str
 ) -> None:
-    async with open_runtime(workers={"w": stage.worker}) as runtime:
-        with pytest.raises(RunFailed):
-            await runtime.run(ECHO, given)
+    store = OpenRunStore()
+    async with open_runtime(workers={"w": stage.worker}, run_store=store) as runtime:
+        with pytest.raises(LocalProtocolError, match=re.escape(where)) as caught:
+            await runtime.submit(ECHO, [0, given])
+        assert "<input 1>" in str(caught.value)
+        with pytest.raises(LocalProtocolError, match="<variables>"):
+            await runtime.run(ECHO, 0, variables={"v": given})
         assert await runtime.run(ECHO, 1) == 1
-    assert trio.current_time() == 0
+    assert store.statuses == ["completed"]
 
 
-async def test_an_input_that_nests_too_deep_for_the_wire_fails_the_run(
-    autojump_clock: Any, stage: Stage
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [100, 124, 125, 126, 127, 128, 129, 200])
+async def test_an_input_that_nests_too_deep_gives_an_error_and_never_a_hang(
+    autojump_clock: Any, stage: Stage, depth: int
 ) -> None:
-    deep: Any = 0
-    for _ in range(200):
-        deep = [deep]
     async with open_runtime(workers={"w": stage.worker}) as runtime:
-        with trio.fail_after(100), pytest.raises(RunFailed):
-            await runtime.run(ECHO, deep)
+        with trio.fail_after(100):
+            try:
+                assert await runtime.run(ECHO, nested(depth)) == nested(depth)
+            except (RunFailed, LocalProtocolError) as exc:
+                assert depth > 124  # noqa: PT017 — what fits must work
+                assert "deep" in str(exc)  # noqa: PT017 — likewise
         assert await runtime.run(ECHO, 1) == 1
 
 
@@ -585,24 +613,48 @@ async def test_an_observer_that_raises_costs_nothing(
     assert "cannot take RunStarted" in caplog.text
 
 
-@pytest.mark.parametrize("event", [RunStarted, StepStarted, StepEnded, ItemEnded, RunEnded])
+class FailingRunStore(OpenRunStore):
+    def __init__(self, event: type) -> None:
+        super().__init__()
+        self.event: type | None = event
+
+    async def append(self, event: Any) -> None:
+        if type(event) is self.event:
+            raise OSError("disk full")
+        await super().append(event)
+
+
+@pytest.mark.parametrize("event", [StepStarted, StepEnded, ItemEnded])
 async def test_a_run_store_that_fails_costs_the_run_and_not_the_runtime(
     autojump_clock: Any, stage: Stage, event: type
 ) -> None:
-    class Failing(OpenRunStore):
-        broken = True
-
-        async def append(self, given: Any) -> None:
-            if self.broken and isinstance(given, event):
-                raise OSError("disk full")
-            await super().append(given)
-
-    store = Failing()
+    store = FailingRunStore(event)
     async with open_runtime(workers={"w": stage.worker}, run_store=store) as runtime:
-        with trio.fail_after(10), pytest.raises((RunFailed, OSError)):
+        with pytest.raises(RunFailed, match="internal error") as caught:
             await runtime.run(ECHO, 1)
-        store.broken = False
+        assert caught.value.code == ErrorCode.RUNTIME_INTERNAL
+        store.event = None
         assert await runtime.run(ECHO, 1) == 1
+    assert store.statuses == ["failed", "completed"]
+
+
+async def test_a_run_that_cannot_be_recorded_is_not_started(autojump_clock: Any, stage: Stage) -> None:
+    store = FailingRunStore(RunStarted)
+    async with open_runtime(workers={"w": stage.worker}, run_store=store) as runtime:
+        with pytest.raises(OSError, match="disk full"):
+            await runtime.run(one_step("/w/wait", {"name": "x"}))
+        store.event = None
+        assert await runtime.run(ECHO, 1) == 1
+    assert stage.began == []
+
+
+async def test_a_run_whose_end_cannot_be_recorded_ends_all_the_same(
+    autojump_clock: Any, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FailingRunStore(RunEnded)
+    async with open_runtime(workers={"w": stage.worker}, run_store=store) as runtime:
+        assert await runtime.run(ECHO, 1) == 1
+    assert "is completed could not be recorded" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["raises", "returns", "raises later"])
