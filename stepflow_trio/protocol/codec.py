@@ -17,6 +17,7 @@ from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
     MAX_ID,
+    MAX_ID_CHARS,
     MIN_ID,
     Batch,
     Decoded,
@@ -187,18 +188,12 @@ def encode_failure(error: ErrorObject, id_: RequestId | None) -> bytes:
 
 
 def _message(value: Any) -> bytes:
-    """Encode what is to be sent, and hold it to what we accept ourselves.
-
-    A peer cannot answer what it cannot read: the caller would wait for ever.
-    """
     frame = encode_json(value)
     if len(frame) > MAX_FRAME_BYTES:
         raise LocalProtocolError(
             f"a message of {len(frame)} bytes cannot be sent, at most {MAX_FRAME_BYTES}: "
             "store large data as blobs"
         )
-    if frame.count(b"[") + frame.count(b"{") > MAX_NESTING and nests_deeper(frame, MAX_NESTING):
-        raise LocalProtocolError(f"a message nests deeper than {MAX_NESTING} levels and cannot be sent")
     return frame
 
 
@@ -211,7 +206,8 @@ def encode_json(value: Any) -> bytes:
     """``value`` as compact JSON, keys in their order, non-ASCII characters as they are.
 
     Raises:
-        LocalProtocolError: it is no JSON: a type JSON does not have, a lone surrogate, or it contains itself.
+        LocalProtocolError: it is no JSON (a type that JSON does not have, a lone surrogate, it contains
+            itself), or it nests deeper than we would read.
     """
     try:
         frame = _encode(value)
@@ -273,7 +269,9 @@ def _keys_that_stand_twice(text: bytes) -> set[str]:
 
 
 def _is_id(id_: Any) -> bool:
-    return type(id_) is str or (type(id_) is int and MIN_ID <= id_ <= MAX_ID)
+    if type(id_) is str:
+        return len(id_) <= MAX_ID_CHARS
+    return type(id_) is int and MIN_ID <= id_ <= MAX_ID
 
 
 def _answers(message: dict[str, Any]) -> bool:
@@ -296,6 +294,8 @@ def _bad_id(id_: Any) -> str:
         return 'a response needs an "id"'
     if type(id_) is int:
         return '"id" must fit into 64 bits'
+    if type(id_) is str:
+        return f'"id" has {len(id_)} characters; at most {MAX_ID_CHARS} are accepted'
     return f'"id" must be a string or an integer, not {_json_type(id_)}'
 
 

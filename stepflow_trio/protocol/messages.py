@@ -15,6 +15,9 @@ RequestId: TypeAlias = int | str
 MIN_ID, MAX_ID = -(2**63), 2**63 - 1
 """The published schemas give integer ids the format int64; a larger one would not survive most peers."""
 
+MAX_ID_CHARS = 4096
+"""Longest text accepted as an id: it is repeated in every answer, which must stay small enough to be sent."""
+
 
 @final
 class ErrorObject(Struct, frozen=True):

@@ -44,6 +44,9 @@ MAX_ABANDONED = 1024
 """Tombstones of abandoned calls kept, so that late answers are counted as late and not as unknown."""
 
 
+_MAX_QUOTED_CHARS = 80
+
+
 class Role(enum.Enum):
     """Which end of a connection this is; it decides what is accepted before initialization."""
 
@@ -408,10 +411,10 @@ class Peer:
         if self.phase is Phase.DRAINING:
             error = ErrorObject(ErrorCode.OVERLOADED, "Shutting down", {"retry_after_s": 1.0})
         elif self.phase is not Phase.READY and request.method not in ACCEPTED_EARLY[self.role]:
-            detail = f"{request.method!r} came before the connection was initialized"
+            detail = f"{_quoted(request.method)} came before the connection was initialized"
             error = ErrorObject(ErrorCode.NOT_INITIALIZED, "Not initialized", {"detail": detail})
         elif request.id in self._requests:
-            detail = f"a request with id {request.id!r} is still in flight"
+            detail = f"a request with id {_quoted(request.id)} is still in flight"
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
         else:
             inbound = self._requests[request.id] = InboundRequest(request, batch, slot)
@@ -423,7 +426,7 @@ class Peer:
             return self._take_cancel(notification)
         self._advance(f"received {notification.method}")
         if self.phase in (Phase.NEW, Phase.INITIALIZING):
-            return self._drop("early_notification", f"{notification.method!r} before initialization")
+            return self._drop("early_notification", f"{_quoted(notification.method)} before initialization")
         return notification
 
     def _take_cancel(self, notification: Notification) -> Event:
@@ -433,15 +436,14 @@ class Peer:
             return self._drop("malformed_cancel", f"{CANCEL_REQUEST} without a usable id")
         request = self._requests.get(id_)
         if request is None:
-            return self._drop("late_cancel", f"{CANCEL_REQUEST} for {id_!r}, which is not in flight")
+            return self._drop("late_cancel", f"{CANCEL_REQUEST} for {_quoted(id_)}, which is not in flight")
         return CancelReceived(request)
 
     def _take_failure(self, failure: Failure) -> Event:
         if failure.id is None:
-            text = (
-                f"the peer could not read a message of ours: {failure.error.message} ({failure.error.code})"
-            )
-            return self._drop("peer_rejection", text)
+            error = failure.error
+            detail = f"the peer could not read a message of ours: {_quoted(error.message)} ({error.code})"
+            return self._drop("peer_rejection", detail)
         return self._settle_with_error(failure.id, failure.error, garbled=False)
 
     def _take_malformed(self, malformed: Malformed, batch: _BatchAnswer | None, slot: int) -> Event:
@@ -460,7 +462,8 @@ class Peer:
             if call is None:
                 self._abandoned.remove(id_)
                 return self._drop("late_answer", f"an answer to call {id_}, which was given up")
-        return self._drop("unknown_answer", f"an answer to {id_!r}, which was never asked or is answered")
+        detail = f"an answer to {_quoted(id_)}, which was never asked or is answered"
+        return self._drop("unknown_answer", detail)
 
     def _settle_with_error(self, id_: RequestId, error: ErrorObject, *, garbled: bool) -> Event:
         call = self._settle(id_)
@@ -502,6 +505,13 @@ class Peer:
             f"<Peer {self.role.value} {self.phase.value}: {self.call_count} calls waiting, "
             f"{self.request_count} requests running>"
         )
+
+
+def _quoted(value: RequestId) -> str:
+    """A peer's own words for a detail, which is sent and logged: no longer than a line."""
+    if type(value) is str and len(value) > _MAX_QUOTED_CHARS:
+        return f"{value[:_MAX_QUOTED_CHARS]!r}…"
+    return repr(value)
 
 
 def _wants_answer(item: Message | Malformed) -> bool:

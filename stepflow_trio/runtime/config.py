@@ -367,11 +367,11 @@ class _Reader:
 
     def _rule(self, value: object, path: JsonPath) -> Rule:
         fields = self._object(value, path)
-        narrowing = [key for key in fields if key not in _RULE_KEYS and _seems_to_narrow(key)]
-        for key in narrowing:
-            hint = did_you_mean(key, _NARROWING) or f"write one of {', '.join(_NARROWING)}"
-            self._problem((*path, key), f"is no key of a rule; {hint}", at_key=True)
-        self._ignore_others(fields, path, (*_RULE_KEYS, *narrowing))
+        for key in fields:
+            if key not in _RULE_KEYS and _seems_to_narrow(key):
+                hint = did_you_mean(key, _NARROWING) or f"write one of {', '.join(_NARROWING)}"
+                self._problem((*path, key), f"is no key of a rule; {hint}", at_key=True)
+        self._ignore_others(fields, path, _RULE_KEYS)
         plugin = component = None
         if fields.get("plugin") is not None:
             plugin = self._string(fields["plugin"], (*path, "plugin"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import blake2b
 from typing import Any, cast
 
 import trio
@@ -103,7 +104,12 @@ class Executor:
             target.component,
             ready.input,
             attempt=attempt,
-            observability=Observability(run_id=item.run_id, flow_id=item.flow_id, step_id=ready.step.id),
+            observability=Observability(
+                span_id=item.span_id(ready.step.id),
+                run_id=item.run_id,
+                flow_id=item.flow_id,
+                step_id=ready.step.id,
+            ),
             deadline=item.deadline,
         )
 
@@ -126,6 +132,10 @@ class _Item:
         self.flow_id = flow_id
         self.index = index
         self.deadline = deadline
+
+    def span_id(self, step_id: str) -> str:
+        """What this item's step is called in its messages: the same for every attempt, and for no other item."""
+        return blake2b(f"{self.run_id}/{self.index}/{step_id}".encode(), digest_size=8).hexdigest()
 
     async def execute(self) -> FlowResult:
         async with trio.open_nursery() as nursery:

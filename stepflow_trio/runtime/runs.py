@@ -17,6 +17,7 @@ from stepflow_trio.engine.ending import last_words
 from stepflow_trio.errors import ErrorCode
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
 from stepflow_trio.runtime.executor import Executor
 
@@ -63,6 +64,7 @@ class Run:
         self.nursery: trio.Nursery | None = None
         """Where the runs that its components submit live; None unless its items are at work."""
         self._scope = trio.CancelScope()
+        self._recorded = trio.Event()
         self._over = trio.Event()
 
     @property
@@ -70,12 +72,24 @@ class Run:
         """Whether it is, or will be as soon as everything in it has left."""
         return self._scope.cancel_called and self.status in ("running", "cancelled")
 
+    def is_submission_of(self, flow: Flow, inputs: Sequence[Any]) -> bool:
+        """Whether it was submitted with exactly this flow and these inputs."""
+        return self.flow == flow and codec.encode_json(self.inputs) == codec.encode_json(inputs)
+
     def cancel(self) -> None:
         """Cancel it and everything that belongs to it; nothing happens where it is over.
 
         Returns at once. :meth:`wait` returns when every component has been told and the run has ended.
         """
         self._scope.cancel(reason=f"run {self.id} was cancelled")
+
+    def note_recorded(self) -> None:
+        """Its start is on record: whoever found it by its key may ask the store for it."""
+        self._recorded.set()
+
+    async def wait_recorded(self) -> None:
+        """Wait until its start is on record, or is known not to be."""
+        await self._recorded.wait()
 
     async def wait(self) -> None:
         """Wait until it is over. Cancelling the waiter leaves the run as it is."""
@@ -93,7 +107,10 @@ class Run:
     async def drive(
         self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
     ) -> None:
-        """Run it to its end; called once, in the task that owns it. Never raises but ``Cancelled``."""
+        """Run it to its end; called once, in the task that owns it. Raises nothing but ``Cancelled``.
+
+        A fault of ours, or of the store's, costs this run and not the runtime.
+        """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -108,7 +125,7 @@ class Run:
                         self.nursery = None
                         if self.status == "running":
                             self.cancel()
-        except* Exception as faults:
+        except* Exception as faults:  # noqa: BLE001 — as said; ``Cancelled`` beside them goes on
             _log.error("run %s did not end in order", self.id, exc_info=faults)
         finally:
             if self.status == "running":
@@ -122,6 +139,7 @@ class Run:
         """Wake whoever waits for it, although it has not come to an end or never began."""
         if self.status == "running":
             self.status = "cancelled"
+        self._recorded.set()
         self._over.set()
 
     async def _execute_items(
@@ -220,13 +238,16 @@ class Runs:
     ) -> Run:
         """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
 
-        With a ``subflow_key`` that ``parent`` has seen, return that run, unless it failed or was cancelled.
-        Cancelled, it has started nothing.
+        With a ``subflow_key`` that ``parent`` has seen with the same flow and inputs, return that run, unless
+        it failed or was cancelled. Cancelled, it has started nothing.
         """
         if parent is not None and subflow_key is not None:
             known = parent.subflows.get(subflow_key)
-            if known is not None and known.status in ("running", "completed") and not known.is_cancelled:
-                return known
+            # Keys are made by workers, and some make the same one for different submissions.
+            if known is not None and known.is_submission_of(flow, inputs):
+                await known.wait_recorded()
+                if known.status in ("running", "completed") and not known.is_cancelled:
+                    return known
         run = Run(
             run_id=str(self._new_id()),
             flow=flow,
@@ -254,6 +275,7 @@ class Runs:
         except BaseException:
             run.give_up()
             raise
+        run.note_recorded()
         if parent is not None and parent.is_cancelled:
             run.cancel()
         owner = parent.nursery if parent is not None and parent.nursery is not None else self._nursery

@@ -179,7 +179,8 @@ class Context:
             overrides: changes to steps, ``{"steps": {id: {"value": …}}}``.
             timeout_s: how long to wait.
             subflow_key: a UUID; submitting the same key again within this run means the same run. By
-                default derived from run, step and order, so that a step executed again finds its runs.
+                default derived from run, item, step and order, so that a step executed again finds its
+                runs.
         """
         flow_id = await self._flow_id(flow)
         if not self._hello.dialect.has_runs:
@@ -323,7 +324,8 @@ class Context:
             run = uuid.UUID(self.run_id or "")
         except ValueError:
             return str(uuid.uuid4())  # without a run there is nothing that the key could be unique in
-        return str(uuid.uuid5(run, f"{self.step_id}/{self._submissions}"))
+        # The span tells the items of a run apart, whose steps have the same names.
+        return str(uuid.uuid5(run, f"{self.span_id}/{self.step_id}/{self._submissions}"))
 
     def __repr__(self) -> str:
         return f"<Context {self.component} run={self.run_id} step={self.step_id} attempt={self.attempt}>"

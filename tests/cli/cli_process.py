@@ -6,10 +6,10 @@ import contextlib
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ DEADLINE_S = 20.0
 
 COMMAND = [sys.executable, "-m", "stepflow_trio"]
 
+# Whoever runs the tests in the background has SIGINT ignored, which children inherit.
+IN_FOREGROUND = [sys.executable, "-I", "-S", str(PROJECT / "in_foreground.py"), *COMMAND]
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -30,23 +33,17 @@ class Finished:
     stderr: str
 
 
-def _heed_sigint() -> None:
-    # Whoever runs the tests in the background has it ignored, which children inherit.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Started:
     """A command that runs, in a session of its own as under a terminal."""
 
-    def __init__(self, *arguments: object, **settings: Any) -> None:
+    def __init__(self, *arguments: object, prefix: Sequence[str] = (), **settings: Any) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
+            [*prefix, *IN_FOREGROUND, *map(str, arguments)],
             **{
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,
                 "start_new_session": True,
-                "preexec_fn": _heed_sigint,
                 **settings,
             },
         )

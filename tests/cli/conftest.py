@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_process import COMMAND, DEADLINE_S, Finished, Started
+
+from stepflow_trio.cli.exits import run_command_line
 
 
 @pytest.fixture
@@ -47,6 +52,21 @@ def cli() -> Callable[..., Finished]:
             **settings,
         )
         return Finished(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def cli_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Finished]:
+    """Run a command to its end in this process and in ``tmp_path``: for those that end before they begin."""
+
+    def run(*arguments: object, stdin: str = "") -> Finished:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        code = run_command_line([str(argument) for argument in arguments])
+        return Finished(code, *capsys.readouterr())
 
     return run
 

@@ -60,7 +60,9 @@ def test_validate_finds_nothing_wrong_with_a_good_flow(cli: Cli, flow: WriteFlow
     assert ran == Finished(0, f"{given}: 0 errors, 0 warnings\n", "")
 
 
-def test_validate_prints_everything_it_finds_with_its_place(cli: Cli, flow: WriteFlow, tmp_path: Path) -> None:
+def test_validate_prints_everything_it_finds_with_its_place(
+    cli: Cli, flow: WriteFlow, tmp_path: Path
+) -> None:
     given = flow("/crwe/echo", "{ a: { $variable: x } }", more="    metdata: {}\n    colour: red\n")
     config = tmp_path / "config.yml"
     text = CONFIG.read_text(encoding="utf-8").replace("\nroutes:", "\nrecovery: {}\nroutes:")
@@ -73,7 +75,7 @@ def test_validate_prints_everything_it_finds_with_its_place(cli: Cli, flow: Writ
     assert re.search(rf"^{given}:5:16: error: .*did you mean /crew/echo\?", ran.stdout, re.MULTILINE)
     assert re.search(rf"^{given}:7:5: warning: ", ran.stdout, re.MULTILINE)
     assert re.search(rf"^{config}:\d+:\d+: recovery: ", ran.stdout, re.MULTILINE)
-    assert ran.stdout.endswith(f"{given}: 1 error, 2 warnings\n")
+    assert ran.stdout.endswith(f"{given}: 1 error, 3 warnings\n")
 
 
 def test_validate_reports_the_flow_and_the_configuration_at_once(cli: Cli, tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
-"""Ctrl-C, SIGTERM and SIGHUP: at any moment, the exit code says so, nothing is left, nobody sees a traceback."""
+"""Ctrl-C, SIGTERM, SIGHUP at any moment: the exit code says so, nothing is left, no traceback is shown."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_process import COMMAND, CONFIG, DEADLINE_S, Finished, Started, is_alive
+from cli_process import CONFIG, DEADLINE_S, Finished, Started, is_alive
 
 Start = Callable[..., Started]
 WriteFlow = Callable[..., Path]
@@ -176,11 +175,13 @@ def workers_of(command: Started) -> list[int]:
     return found
 
 
-def test_a_signal_that_the_caller_ignores_stays_ignored(start: Start, flow: WriteFlow, tmp_path: Path) -> None:
+def test_a_signal_that_the_caller_ignores_stays_ignored(
+    start: Start, flow: WriteFlow, tmp_path: Path
+) -> None:
     gate = fifo(tmp_path, "gate")
     command = start(
         "run", "-q", "--flow", flow("/builtin/put_blob", "{ blob_type: data, data: 1 }"), "--input", gate,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        prefix=["sh", "-c", 'trap "" HUP; exec "$@"', "sh"],
     )  # fmt: skip
     held = wait_until_read(gate)
     command.signal(signal.SIGHUP)

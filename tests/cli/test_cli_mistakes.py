@@ -37,7 +37,8 @@ def project(tmp_path: Path) -> Path:
         "list.json": "[1]",
         "config.yml": "plugins:\n  builtin:\n    type: biultin\nroutes: {}\n",
         "unset.yml": (
-            "plugins:\n  w:\n    type: stepflow\n    transport: stdio\n    command: $NO_SUCH_THING\nroutes: {}\n"
+            "plugins:\n  w:\n    type: stepflow\n    transport: stdio\n    command: $NO_SUCH_THING\n"
+            "routes: {}\n"
         ),
     }
     for name, text in files.items():
@@ -77,13 +78,13 @@ def project(tmp_path: Path) -> Path:
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_place(
-    cli: Cli, project: Path, arguments: list[str], begins: str, also: str
+    cli_here: Cli, project: Path, arguments: list[str], begins: str, also: str
 ) -> None:
     if "--flow" not in arguments:
         arguments = ["--flow", "good.yaml", *arguments]
     elif "--input-json" not in arguments:
         arguments = [*arguments, "--input-json", "1"]
-    ran = cli("run", *arguments, stdin="{a: 1}", cwd=project)
+    ran = cli_here("run", *arguments, stdin="{a: 1}")
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr.startswith(begins), ran.stderr
     assert also in ran.stderr
@@ -111,8 +112,10 @@ def test_what_cannot_be_used_is_named_with_its_place(
         (["schema", "--dialect", "1.0"], "'1.0' is not one of '0.8', '0.9', '0.11'."),
     ],
 )
-def test_wrong_usage_is_answered_with_what_would_be_right(cli: Cli, arguments: list[str], says: str) -> None:
-    ran = cli(*arguments)
+def test_wrong_usage_is_answered_with_what_would_be_right(
+    cli_here: Cli, arguments: list[str], says: str
+) -> None:
+    ran = cli_here(*arguments)
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("Usage: stepflow-trio ")
     assert says in ran.stderr

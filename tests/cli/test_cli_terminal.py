@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from cli_process import COMMAND, CONFIG, DEADLINE_S, is_alive
+from cli_process import CONFIG, DEADLINE_S, IN_FOREGROUND, is_alive
 
 WriteFlow = Callable[..., Path]
 
@@ -30,17 +30,18 @@ class Terminal:
     def __init__(self, *arguments: object, term: str = "xterm-256color", rows: int = 24) -> None:
         self._near, far = pty.openpty()
         fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
-        environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")}
-
-        def become_foreground() -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        environ = {
+            k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+        }
 
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
-            stdin=far, stdout=far, stderr=far,
-            env={**environ, "TERM": term}, start_new_session=True, preexec_fn=become_foreground,
-        )  # fmt: skip
+            [*IN_FOREGROUND, *map(str, arguments)],
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            env={**environ, "TERM": term},
+            start_new_session=True,
+        )
         os.close(far)
         self.output = ""
 

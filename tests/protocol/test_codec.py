@@ -18,6 +18,7 @@ from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
+    MAX_ID_CHARS,
     Batch,
     ErrorObject,
     Failure,
@@ -44,7 +45,9 @@ IDS: dict[str, Any] = {
     str(2**53 + 1): 2**53 + 1,
     str(2**63 - 1): 2**63 - 1,
     str(-(2**63)): -(2**63),
-    '"' + "x" * 1000 + '"': "x" * 1000,
+    '"' + "x" * MAX_ID_CHARS + '"': "x" * MAX_ID_CHARS,
+    '"' + "é" * MAX_ID_CHARS + '"': "é" * MAX_ID_CHARS,
+    '"' + "x" * (MAX_ID_CHARS + 1) + '"': ABSENT,
     str(2**63): ABSENT,
     str(-(2**63) - 1): ABSENT,
     "1" + "0" * 400: ABSENT,

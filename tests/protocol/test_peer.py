@@ -11,7 +11,7 @@ from msgspec import UNSET
 from stepflow_trio.errors import ConnectionLost, ErrorCode, LocalProtocolError
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.lines import FrameRejected
-from stepflow_trio.protocol.messages import ErrorObject, Notification
+from stepflow_trio.protocol.messages import MAX_ID_CHARS, ErrorObject, Notification
 from stepflow_trio.protocol.peer import (
     ACCEPTED_EARLY,
     CANCEL_REQUEST,
@@ -820,6 +820,36 @@ def test_bytes_that_are_no_frame_are_answered_with_an_error() -> None:
     answer = refused(Peer(), FrameRejected("a line is longer than 8 bytes"))
     assert (answer["id"], answer["error"]["code"]) == (None, -32600)
     assert answer["error"]["data"] == {"detail": "a line is longer than 8 bytes"}
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_refusal_is_small_however_large_what_is_refused(role: Role) -> None:
+    """It quotes the id and the method, and what is sent is held to a limit of size as well."""
+    huge = "x" * 2**20
+    peer = Peer(role)
+    peer.drain()
+    other = Peer(role)
+    arrived = other.receive(request("m", "i" * MAX_ID_CHARS))
+    for events in (
+        peer.receive(request("m", huge)),
+        peer.receive(request(huge, 1)),
+        Peer(Role.WORKER).receive(request(huge, 1)),
+        other.receive(request("m", "i" * MAX_ID_CHARS)),
+    ):
+        event = one(events)
+        assert type(event) is Reply
+        assert len(event.frame) < MAX_ID_CHARS + 1000
+    assert len(arrived) == 1
+    for frame in (
+        notification(huge),
+        success("i" * MAX_ID_CHARS),
+        success(huge),
+        cancel(huge),
+        failure(None, 1, huge),
+    ):
+        for event in Peer(Role.WORKER).receive(frame):
+            assert type(event) is Dropped
+            assert len(event.detail) < 1000
 
 
 def test_without_details_an_error_is_what_the_specification_prints_and_the_event_still_knows_more() -> None:

@@ -413,6 +413,10 @@ def test_what_must_be_there_is_asked_for_by_its_key():
         "«plugin: {a: {type: builtin}}\nroutes: {/a: [{plugin: a}]}\n",
         'plugins: is missing; is "plugin" meant to be it?',
     )
+    assert_refused(
+        "plugins: {}\nroutes: {/a: [{plugin: «a}]}\n",
+        'routes./a[0].plugin: no plugin "a" is configured; there are: none',
+    )
     assert_refused("plugins: {«a: {}}\nroutes: {/a: [{plugin: a}]}\n", "plugins.a.type: is missing")
     assert_refused(
         "plugins: {a: {type: builtin}}\nroutes: {/a: [«{plugn: a}]}\n",
@@ -650,7 +654,7 @@ def test_an_error_for_a_file_that_is_wrong_everywhere_stays_readable():
     [
         "!!int topsecret",
         "!topsecret x",
-        "!to!psecret x",
+        "!topsecret!x y",
         "*topsecret",
         "{topsecret: }",
         "[topsecret",

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,7 @@ def test_the_cap_goes_before_a_longer_first_delay_and_zero_stays_zero(backoff):
 )
 def test_a_retry_count_of_millions_costs_nothing(backoff):
     assert backoff.base_delay_s(4_000_000_000) == 10
+    assert replace(backoff, min_delay_s=0).base_delay_s(4_000_000_000) == 0
 
 
 def test_the_default_is_three_transport_retries_with_fibonacci_and_a_tenth_of_jitter():

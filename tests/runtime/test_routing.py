@@ -476,7 +476,11 @@ def test_routes_resolve_as_the_rules_say(routes, path, input):
 @given(some_routes(), st.sampled_from("pq"), components)
 def test_under_every_exposed_path_some_input_reaches_the_component(routes, plugin, component):
     for path in Router(routes).exposed_paths(plugin, component):
-        assert Target(plugin, component) in [resolved(routes, path, input) for input in INPUTS]
+        examples = [path]
+        if "{*" in path:  # it stands for paths of any length, and the names in it for any text
+            examples += [path + "/x" * more for more in range(1, 6)]
+        reached = [resolved(routes, example, input) for example in examples for input in INPUTS]
+        assert Target(plugin, component) in reached
 
 
 @given(some_routes(templates=False), components, st.sampled_from(INPUTS))

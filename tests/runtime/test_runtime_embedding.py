@@ -144,9 +144,10 @@ async def test_a_component_can_read_the_flow_that_it_runs_in(autojump_clock: Any
 
 
 async def test_independent_steps_are_at_work_at_the_same_time(autojump_clock: Any, stage: Stage) -> None:
-    parallel = flow(*(step(f"s{n}", "/w/wait", {"name": f"s{n}"}) for n in range(5)), output=[
-        {"$step": f"s{n}"} for n in range(5)
-    ])
+    parallel = flow(
+        *(step(f"s{n}", "/w/wait", {"name": f"s{n}"}) for n in range(5)),
+        output=[{"$step": f"s{n}"} for n in range(5)],
+    )
     async with open_runtime(workers={"w": stage.worker}) as runtime, trio.open_nursery() as nursery:
         nursery.start_soon(runtime.run, parallel)
         await wait_all_tasks_blocked()
@@ -429,9 +430,7 @@ async def test_a_name_cannot_be_both_a_configured_plugin_and_a_worker(
 
 
 async def test_a_route_to_a_plugin_that_nobody_gave_is_refused(autojump_clock: Any, stage: Stage) -> None:
-    config = Config(
-        plugins={}, routes=(Route("/x/{*component}", (Rule(plugin="wrkr"),)),), source="by hand"
-    )
+    config = Config(plugins={}, routes=(Route("/x/{*component}", (Rule(plugin="wrkr"),)),), source="by hand")
     with pytest.raises(ConfigError, match="wrkr"):
         async with open_runtime(config, workers={"worker": stage.worker}):
             raise AssertionError("not reached")
@@ -540,7 +539,11 @@ async def test_every_component_is_listed_by_its_path_with_what_the_worker_says_o
         "/math/add",
     ]
     added = listed[-1]
-    assert (added.plugin, added.info.component, added.info.description) == ("math", "/add", "Add two numbers.")
+    assert (added.plugin, added.info.component, added.info.description) == (
+        "math",
+        "/add",
+        "Add two numbers.",
+    )
     assert added.info.input_schema is not None
     assert added.info.input_schema["required"] == ["a", "b"]
 

@@ -137,9 +137,7 @@ async def test_the_two_budgets_are_separate_and_the_attempts_are_counted_togethe
 
 async def test_every_step_has_budgets_of_its_own(autojump_clock: Any) -> None:
     stage = failing(*[TRANSPORT] * 4)
-    two = flow(
-        step("a", "/w/fails", {}), step("b", "/w/fails", {}), output=[{"$step": "a"}, {"$step": "b"}]
-    )
+    two = flow(step("a", "/w/fails", {}), step("b", "/w/fails", {}), output=[{"$step": "a"}, {"$step": "b"}])
     async with open_runtime(retrying(2), workers={"w": stage.worker}) as runtime:
         assert await runtime.run(two) == ["done", "done"]
 
@@ -336,7 +334,9 @@ async def test_a_worker_that_dies_again_and_again_uses_the_budget_up(autojump_cl
     assert store.statuses == ["failed"]
 
 
-async def test_a_component_error_class_s_own_range_is_what_on_error_retry_retries(autojump_clock: Any) -> None:
+async def test_a_component_error_class_s_own_range_is_what_on_error_retry_retries(
+    autojump_clock: Any,
+) -> None:
     tries = 0
     stage = Stage()
 

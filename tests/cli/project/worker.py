@@ -34,29 +34,29 @@ async def refuse_at_first(context: Context) -> int:
 
 @worker.component(inline=True)
 def chatter(lines: int) -> str:
-    print("this is printed to stdout")
+    sys.stdout.write("this is printed to stdout\n")
     for number in range(lines):
-        print(f"line {number} \x1b[31mred\x1b[0m", file=sys.stderr)
+        sys.stderr.write(f"line {number} \x1b[31mred\x1b[0m\n")
     return "said"
 
 
 @worker.component
 async def wait(context: Context) -> None:
     context.progress(0.25, "a quarter \x1b[2J done")
-    print("waiting", file=sys.stderr)
+    sys.stderr.write("waiting\n")
     await trio.sleep_forever()
 
 
 @worker.component(inline=True)
 def hang() -> None:
     """Blocks the event loop: nothing but a signal ends it."""
-    print("hanging", file=sys.stderr)
+    sys.stderr.write("hanging\n")
     time.sleep(60)  # noqa: TID251 — a worker that behaves badly
 
 
 @worker.component(inline=True)
 def die() -> None:
-    print("dying", file=sys.stderr, flush=True)
+    sys.stderr.write("dying\n")
     os._exit(7)
 
 

@@ -1,0 +1,250 @@
+"""What events become: the state behind both ways of showing progress, and the lines of the log."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+import pytest
+
+from stepflow_trio.cli.plain_text import count, duration, plain_line
+from stepflow_trio.cli.progress_log import ProgressLog
+from stepflow_trio.cli.reporting import open_reporter
+from stepflow_trio.cli.run_state import RunState
+from stepflow_trio.flows.results import Failed, FlowError, Success
+from stepflow_trio.runtime.events import (
+    Event,
+    ItemEnded,
+    RunEnded,
+    RunStarted,
+    StepEnded,
+    StepProgressed,
+    StepRetrying,
+    StepStarted,
+    WorkerEnded,
+    WorkerLine,
+    WorkerStarted,
+)
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+DONE = Success(None)
+BROKEN = Failed(FlowError(-32100, "broken"))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def run_started(run_id: str, items: int = 1, name: str | None = None) -> RunStarted:
+    return RunStarted(
+        run_id=run_id, at=NOW, flow_id="f", flow_name=name, inputs=[None] * items, variables={},
+        max_concurrency=1,
+    )  # fmt: skip
+
+
+def step_started(run_id: str, step_id: str, item: int = 0, attempt: int = 1) -> StepStarted:
+    return StepStarted(run_id=run_id, item_index=item, step_id=step_id, component="/c", attempt=attempt)
+
+
+def step_ended(run_id: str, step_id: str, item: int = 0, result: Success | Failed = DONE) -> StepEnded:
+    return StepEnded(run_id=run_id, item_index=item, step_id=step_id, result=result)
+
+
+def item_ended(run_id: str, item: int = 0, result: Success | Failed = DONE) -> ItemEnded:
+    return ItemEnded(run_id=run_id, item_index=item, at=NOW, result=result)
+
+
+def run_ended(run_id: str, status: str) -> RunEnded:
+    return RunEnded(run_id=run_id, at=NOW, status=status)
+
+
+def progressed(run_id: str, step_id: str, fraction: float, message: str = "") -> StepProgressed:
+    return StepProgressed(run_id=run_id, step_id=step_id, fraction=fraction, message=message)
+
+
+def logged(capsys: pytest.CaptureFixture[str], *events: Event | float) -> list[str]:
+    """The lines that a log writes for the events; a number lets so many seconds pass."""
+    clock = Clock()
+    log = ProgressLog(clock)
+    for event in events:
+        if isinstance(event, float):
+            clock.seconds += event
+        else:
+            log.observe(event)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_log_says_each_thing_once_with_the_time_since_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert logged(
+        capsys,
+        run_started("r1", name="f"), WorkerStarted(plugin="w", pid=7), WorkerLine(plugin="w", text="hi\tyou"),
+        step_started("r1", "a"), 0.5, step_ended("r1", "a"),
+        step_started("r1", "b"), 70.0, step_ended("r1", "b", result=BROKEN),
+        item_ended("r1", result=BROKEN), run_ended("r1", "failed"),
+        WorkerEnded(plugin="w", detail="it was stopped"),
+    ) == [
+        "run_id: r1",
+        "[    0.00 s] run started, 1 item",
+        "[    0.00 s] worker w started, pid 7",
+        "[    0.00 s] w | hi     you",
+        "[    0.00 s] step a started (/c)",
+        "[    0.50 s] step a completed in 0.50 s",
+        "[    0.50 s] step b started (/c)",
+        "[   70.50 s] step b failed after 1 min 10 s: broken (code -32100)",
+        "[   70.50 s] run failed",
+    ]  # fmt: skip
+
+
+def test_progress_is_logged_once_a_second_however_often_it_is_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = logged(
+        capsys, run_started("r1"), step_started("r1", "a"), progressed("r1", "a", 0.1),
+        0.9, progressed("r1", "a", 0.3), 0.2, progressed("r1", "a", 0.4, "busy"), progressed("r1", "a", 0.5),
+        0.9, progressed("r1", "a", 0.6), 0.2, progressed("r1", "a", 1.0),
+    )  # fmt: skip
+    assert lines[3:] == ["[    1.10 s] step a 40% busy", "[    2.20 s] step a 100%"]
+
+
+def test_a_worker_s_end_is_told_while_the_run_needs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = logged(
+        capsys, run_started("r1"), step_started("r1", "a"),
+        WorkerEnded(plugin="w", detail="killed\nlast words"),
+        StepRetrying(run_id="r1", item_index=0, step_id="a", attempt=1, delay_s=2.0, error=BROKEN.error),
+        2.0, step_started("r1", "a", attempt=2),
+    )  # fmt: skip
+    assert lines[3:] == [
+        "[    0.00 s] worker w ended: killed",
+        "last words",
+        "[    0.00 s] step a failed, attempt 2 in 2.00 s: broken (code -32100)",
+        "[    2.00 s] step a started (/c, attempt 2)",
+    ]
+
+
+def test_of_a_batch_the_items_are_logged_and_of_their_steps_what_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = logged(
+        capsys, run_started("r1", items=2), step_started("r1", "a", 0), step_started("r1", "a", 1),
+        step_ended("r1", "a", 1), item_ended("r1", 1),
+        step_ended("r1", "a", 0, BROKEN), item_ended("r1", 0, BROKEN),
+    )  # fmt: skip
+    assert lines[1:] == [
+        "[    0.00 s] run started, 2 items",
+        "[    0.00 s] run item 1 (1 of 2) completed",
+        "[    0.00 s] step item 0: a failed after 0.00 s: broken (code -32100)",
+        "[    0.00 s] run item 0 (2 of 2) failed: broken (code -32100)",
+    ]
+
+
+def test_runs_that_components_submit_are_told_from_the_command_s_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = logged(
+        capsys, run_started("r1", name="outer"), run_started("0123456789", name="inner"),
+        step_started("0123456789", "a"), step_ended("0123456789", "a"),
+        run_ended("0123456789", "completed"), WorkerEnded(plugin="w", detail="gone"),
+    )  # fmt: skip
+    assert lines == [
+        "run_id: r1",
+        "[    0.00 s] run started, 1 item",
+        "[    0.00 s] inner 01234567 started, 1 item",
+        "[    0.00 s] step inner 01234567: a started (/c)",
+        "[    0.00 s] step inner 01234567: a completed in 0.00 s",
+        "[    0.00 s] inner 01234567 completed",
+        "[    0.00 s] worker w ended: gone",
+    ]
+
+
+def test_progress_that_may_belong_to_several_items_belongs_to_none() -> None:
+    state = RunState()
+    state.take_run(run_started("r1", items=2))
+    first = state.take_step(step_started("r1", "a", 0))
+    assert state.take_step(progressed("r1", "a", 0.5)) is first
+    second = state.take_step(step_started("r1", "a", 1))
+    assert state.take_step(progressed("r1", "a", 0.7)) is None
+    state.take_step(step_ended("r1", "a", 0))
+    assert state.take_step(progressed("r1", "a", 0.7)) is second
+    assert (first and first.fraction, second and second.fraction) == (0.5, 0.7)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        step_started("r2", "a"), step_ended("r1", "b"),
+        progressed("r1", "b", 0.5), progressed("r2", "a", 0.5),
+        StepRetrying(run_id="r1", item_index=3, step_id="a", attempt=1, delay_s=1.0, error=BROKEN.error),
+        item_ended("r2"), run_ended("r2", "failed"),
+    ],
+)  # fmt: skip
+def test_events_about_what_never_started_change_nothing(
+    event: Event, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(logged(capsys, run_started("r1"), step_started("r1", "a"), event)) == 3
+
+
+def test_nothing_is_kept_of_what_is_over() -> None:
+    state = RunState()
+    state.take_run(run_started("r1", items=3))
+    for item in range(3):
+        state.take_step(step_started("r1", "a", item))
+        state.take_step(step_ended("r1", "a", item))
+    state.take_run(run_ended("r1", "completed"))
+    assert not state.steps
+    assert not state._runs
+    assert not state._same_step
+
+
+def test_the_package_s_warnings_are_shown_and_their_tracebacks_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STEPFLOW_DEBUG", raising=False)
+    log = logging.getLogger("stepflow_trio.runtime")
+    with open_reporter(quiet=True):
+        log.info("not this")
+        try:
+            raise ValueError("inside")
+        except ValueError:
+            log.exception("step %s failed", "a\x1b[31m")
+    assert capsys.readouterr().err == "error: step a failed\nValueError: inside\n"
+    assert not logging.getLogger("stepflow_trio").handlers
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain “text” ✓", "plain “text” ✓"),
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07bell\x07", r"bell\x07"),
+        ("a\rb\u202ec", r"a\rb\u202ec"),
+        ("a\tb", "a       b"),
+        ("x" * 10_001, "x" * 10_000 + " … (1 more characters)"),
+    ],
+)
+def test_text_from_elsewhere_cannot_move_the_cursor(text: str, shown: str) -> None:
+    assert plain_line(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0.00 s"),
+        (9.994, "9.99 s"),
+        (9.996, "10.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (7320.0, "2 h 02 min"),
+    ],
+)
+def test_durations_have_the_precision_that_is_of_use(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_things_are_counted() -> None:
+    assert (count(1, "item"), count(0, "item"), count(1200, "item")) == ("1 item", "0 items", "1,200 items")
