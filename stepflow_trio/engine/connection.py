@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import secrets
 from collections import OrderedDict
@@ -106,6 +107,7 @@ class Connection:
         self._waiting: OrderedDict[RequestContext, None] = OrderedDict()
         self._running = 0
         self._idle = trio.lowlevel.ParkingLot()
+        self._owners_variables = contextvars.copy_context()
         self._reader_scope = trio.CancelScope()
         self._writer_scope = trio.CancelScope()
         self._writing = False
@@ -235,7 +237,13 @@ class Connection:
 
     async def _exchange(self, method: str, params: Any) -> Any:
         try:
-            await self._wait_for_place()
+            self._check_answerable()
+            while self._outbox.is_full or self._peer.call_count >= self._limits.max_calls:
+                if self._outbox.is_full:
+                    await self._outbox.wait_for_room()
+                else:
+                    await self._call_places.park()
+                self._check_answerable()
             call, frame = self._peer.call(method, params)
         except BaseException:
             # A place may have been this caller's to take: it is the next one's now.
@@ -250,18 +258,6 @@ class Connection:
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
-
-    async def _wait_for_place(self) -> None:
-        while True:
-            self._check_open()
-            if self._end_of_input:
-                raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
-            if self._outbox.is_full:
-                await self._outbox.wait_for_room()
-            elif self._peer.call_count >= self._limits.max_calls:
-                await self._call_places.park()
-            else:
-                return
 
     async def _wait_for_room(self) -> None:
         while self._outbox.is_full:
@@ -300,6 +296,11 @@ class Connection:
         if self._loss is not None:
             raise ConnectionLost(self._loss.reason, self._loss.detail)
 
+    def _check_answerable(self) -> None:
+        self._check_open()
+        if self._end_of_input:
+            raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
+
     # ---- the peer's requests ------------------------------------------------------------------------
 
     def _take(self, event: Event) -> None:
@@ -331,6 +332,11 @@ class Connection:
             self._fail(context, RpcError(ErrorCode.OVERLOADED, "Too many requests are waiting", data))
 
     def _begin(self, context: RequestContext) -> None:
+        # Whoever calls this has context variables of its own, and a handler may set some: each handler
+        # begins with those of the task that opened the connection.
+        self._owners_variables.copy().run(self._handle, context)
+
+    def _handle(self, context: RequestContext) -> None:
         inbound = context.inbound
         try:
             result = self._handlers.for_request(inbound.method)(inbound.params, context)
@@ -352,8 +358,9 @@ class Connection:
             try:
                 with scope:
                     result = await handler
-                    # Keeping the place until there is room is what holds a fast peer back.
-                    await self._wait_for_room()
+                    if self._outbox.is_full:
+                        # Keeping the place until there is room is what holds a fast peer back.
+                        await self._wait_for_room()
                     self._answer(context, result)
             except Exception as exc:  # noqa: BLE001 — whatever a handler raises is its request's answer
                 self._fail(context, exc)

@@ -176,7 +176,7 @@ class _Composer:
                         DiagnosticKind.SYNTAX_ERROR,
                         "a second YAML document starts here",
                         at,
-                        suggestion="put each flow in a file of its own",
+                        suggestion="put each document in a file of its own",
                     )
             case _:
                 pass
@@ -250,7 +250,7 @@ class _Composer:
     def _key(self, node: _Node, at: int) -> Any:
         if isinstance(node.value, str):
             return node.value
-        message = f"this key is {json_type(node.value)}; the keys of a flow are strings"
+        message = f"this key is {json_type(node.value)}; keys are strings here"
         quoted = f'write it in quotes: "{node.text[:40]}"' if node.text else ""
         self._found(DiagnosticKind.NOT_JSON, message, at, quoted)
         return _DROPPED_KEY

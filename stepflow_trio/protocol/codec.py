@@ -179,6 +179,9 @@ def encode_notification(method: str, params: Any) -> bytes:
 
 def encode_success(result: Any, id_: RequestId) -> bytes:
     """One result as a frame. Raises :class:`LocalProtocolError` where ``result`` is no JSON."""
+    if result is UNSET:
+        # As a member of the message it would be left out, and the message would be no answer.
+        raise LocalProtocolError("a result cannot be sent as JSON: it is UNSET")
     return _message(WireSuccess("2.0", result, id_))
 
 

@@ -134,7 +134,7 @@ class _Item:
         self.deadline = deadline
 
     def span_id(self, step_id: str) -> str:
-        """What this item's step is called in its messages: the same for every attempt, and for no other item."""
+        """Names this item's step in messages: the same for every attempt, and for no other item."""
         return blake2b(f"{self.run_id}/{self.index}/{step_id}".encode(), digest_size=8).hexdigest()
 
     async def execute(self) -> FlowResult:

@@ -87,19 +87,13 @@ def _is_open(fd: int) -> bool:
 
 @contextmanager
 def _diverted(fd: int, *, onto: int) -> Generator[int]:
-    """Make ``fd`` another descriptor's twin; yield a private descriptor of what it was until then.
-
-    Afterwards ``fd`` is again what it was. Whether it blocks is a property of the open file, which other
-    processes may share: that is put back as well.
-    """
-    private = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    was_blocking = os.get_blocking(private)
+    """Make ``fd`` another descriptor's twin for a while; yield a private descriptor of what it was."""
+    private = _duplicate(fd)
     try:
         os.dup2(onto, fd)
         yield private
     finally:
         os.dup2(private, fd)
-        os.set_blocking(fd, was_blocking)
         os.close(private)
 
 
@@ -154,6 +148,8 @@ def _flush_c_stdout() -> None:
 
 
 def _open_stream(fd: int, access: int) -> trio.abc.Stream:
+    # Whether a file blocks is a property that all its descriptors share, in other processes too. A stream
+    # puts it back as it found it; so of two over one socket, the one opened last is to be closed first.
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         return trio.lowlevel.FdStream(_duplicate(fd))

@@ -1,13 +1,17 @@
-"""What the runtime's tests share: flows in few words, a worker that says what happens in it, stores to look into."""
+"""What the runtime's tests share: flows in few words, workers that say what happens in them, open stores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import trio
 
 from stepflow_trio import Context, Worker
+from stepflow_trio.engine import Connection, Handlers, Link, RequestContext, open_connection
+from stepflow_trio.protocol import methods
+from stepflow_trio.protocol.payloads import ExecuteParams, ExecuteResult
+from stepflow_trio.protocol.peer import Role
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config
 from stepflow_trio.runtime.events import Event
 from stepflow_trio.runtime.retries import Backoff, Constant, RetryPolicy
@@ -118,3 +122,29 @@ class OpenRunStore(MemoryRunStore):
     def statuses(self) -> list[str]:
         """How every run stands, in the order of submission."""
         return [record.status for record in self.records]
+
+
+Act = Callable[[Connection, ExecuteParams], Awaitable[Any]]
+
+
+class RawWorker:
+    """A worker that says on the wire exactly what a test wants it to: ``act`` is what its executions do.
+
+    Args:
+        act: gets the connection, for its own requests, and the execution's params; returns the output.
+        welcome: its answer to ``initialize``; by its key the runtime knows the dialect.
+    """
+
+    def __init__(self, act: Act, welcome: dict[str, Any] | None = None) -> None:
+        self._act = act
+        self._welcome = welcome or {"serverProtocolVersion": 1}
+
+    async def serve(self, link: Link) -> None:
+        handlers = Handlers()
+        handlers.on_raw_request("initialize", lambda _params, _request: self._welcome)
+        handlers.on_request(methods.COMPONENTS_EXECUTE, self._execute)
+        async with open_connection(link, handlers, role=Role.WORKER) as connection:
+            await connection.wait_lost()
+
+    async def _execute(self, params: ExecuteParams, request: RequestContext) -> ExecuteResult:
+        return ExecuteResult(await self._act(request.connection, params))

@@ -1,4 +1,4 @@
-"""DESIGN section 4, Cancellation 5 and 7: a run is one tree of scopes, however many runs and workers are below it."""
+"""Cancellation, promises 5 and 7: a run is one tree of scopes, whatever runs and workers are below it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Opening a runtime inside an application: what comes back, what comes out, what is left, what it costs others."""
+"""A runtime inside an application: what comes back, what comes out, what is left, what it costs others."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -326,18 +327,14 @@ async def test_no_task_is_left_behind_however_the_block_is_left(
     assert task.parent_nursery is not None
     tasks_before, nurseries_before = task.parent_nursery.child_tasks, len(task.child_nurseries)
     seen = Seen()
-    with trio.CancelScope() as scope:
-        try:
-            async with open_runtime(workers={"w": stage.worker}, on_event=seen) as runtime:
-                await runtime.submit(one_step("/w/wait", {"name": "at work"}), [None])
-                await stage.has_begun.wait()
-                if how == "with an exception":
-                    raise LookupError(how)
-                if how == "cancelled":
-                    scope.cancel()
-        except LookupError as exc:
-            assert how == "with an exception"  # noqa: PT017 — the other two ways raise nothing
-            assert str(exc) == how  # noqa: PT017 — likewise
+    with trio.CancelScope() as scope, contextlib.suppress(LookupError):
+        async with open_runtime(workers={"w": stage.worker}, on_event=seen) as runtime:
+            await runtime.submit(one_step("/w/wait", {"name": "at work"}), [None])
+            await stage.has_begun.wait()
+            if how == "with an exception":
+                raise LookupError(how)
+            if how == "cancelled":
+                scope.cancel()
     assert stage.cancelled == ["at work"]
     assert len(task.child_nurseries) == nurseries_before
     assert task.parent_nursery.child_tasks == tasks_before
@@ -347,7 +344,7 @@ async def test_no_task_is_left_behind_however_the_block_is_left(
 async def test_the_exception_of_the_block_comes_out_bare_and_with_its_own_context(
     autojump_clock: Any, stage: Stage
 ) -> None:
-    with pytest.raises(LookupError) as caught:
+    async def block() -> None:
         async with open_runtime(workers={"w": stage.worker}) as runtime:
             await runtime.submit(one_step("/w/wait", {"name": "at work"}), [None])
             await stage.has_begun.wait()
@@ -355,6 +352,9 @@ async def test_the_exception_of_the_block_comes_out_bare_and_with_its_own_contex
                 raise KeyError("first")
             except KeyError:
                 raise LookupError("mine")  # noqa: B904 — the context is what is tested
+
+    with pytest.raises(LookupError) as caught:
+        await block()
     assert str(caught.value) == "mine"
     assert isinstance(caught.value.__context__, KeyError)
 
@@ -384,15 +384,14 @@ async def test_leaving_the_block_cancels_what_is_at_work_and_its_record_says_so(
 async def test_whoever_waits_for_a_run_when_the_runtime_closes_is_told_that_it_was_cancelled(
     autojump_clock: Any, stage: Stage
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        async with open_runtime(workers={"w": stage.worker}) as runtime:
+    async with trio.open_nursery() as nursery, open_runtime(workers={"w": stage.worker}) as runtime:
 
-            async def wait() -> None:
-                with pytest.raises(RunCancelled):
-                    await runtime.run(one_step("/w/wait", {"name": "at work"}))
+        async def wait() -> None:
+            with pytest.raises(RunCancelled):
+                await runtime.run(one_step("/w/wait", {"name": "at work"}))
 
-            nursery.start_soon(wait)
-            await stage.has_begun.wait()
+        nursery.start_soon(wait)
+        await stage.has_begun.wait()
 
 
 # ---- what cannot be used --------------------------------------------------------------------------------
@@ -499,17 +498,17 @@ def nested(depth: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("depth", [100, 124, 125, 126, 127, 128, 129, 200])
+@pytest.mark.parametrize("depth", [100, 124, 126, 127, 128, 129, 200])
 async def test_an_input_that_nests_too_deep_gives_an_error_and_never_a_hang(
     autojump_clock: Any, stage: Stage, depth: int
 ) -> None:
     async with open_runtime(workers={"w": stage.worker}) as runtime:
         with trio.fail_after(100):
-            try:
+            if depth <= 124:
                 assert await runtime.run(ECHO, nested(depth)) == nested(depth)
-            except (RunFailed, LocalProtocolError) as exc:
-                assert depth > 124  # noqa: PT017 — what fits must work
-                assert "deep" in str(exc)  # noqa: PT017 — likewise
+            else:
+                with pytest.raises((RunFailed, LocalProtocolError), match="deep"):
+                    await runtime.run(ECHO, nested(depth))
         assert await runtime.run(ECHO, 1) == 1
 
 

@@ -25,7 +25,7 @@ TRANSPORT, COMPONENT, OWN, WORKER, INTERNAL = -32300, -32100, -32150, -32000, -3
 class FailingStage(Stage):
     """Its component `/fails` fails with these errors, one after the other, then succeeds."""
 
-    def __init__(self, *errors: tuple[int, str] | tuple[int, str, Any]) -> None:
+    def __init__(self, *errors: tuple[int, str, Any]) -> None:
         super().__init__()
         self.errors = list(errors)
         self.worker.add_component(self._fails, path="/fails")
@@ -38,7 +38,7 @@ class FailingStage(Stage):
 
 
 def failing(*codes: int) -> FailingStage:
-    return FailingStage(*((code, f"failure {n}") for n, code in enumerate(codes, 1)))
+    return FailingStage(*((code, f"failure {n}", None) for n, code in enumerate(codes, 1)))
 
 
 def on_error(action: str, **more: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ async def test_a_component_error_is_retried_only_where_the_step_says_so(
         with pytest.raises(RunFailed) as caught:
             await runtime.run(PLAIN)
         assert (caught.value.code, stage.attempts) == (code, [1])
-        stage.errors[:] = [(code, "again")]
+        stage.errors[:] = [(code, "again", None)]
         assert await runtime.run(on_error("retry")) == "done"
     assert stage.attempts == [1, 1, 2]
 
@@ -129,7 +129,7 @@ async def test_the_two_budgets_are_separate_and_the_attempts_are_counted_togethe
     async with open_runtime(retrying(2), workers={"w": stage.worker}) as runtime:
         assert await runtime.run(on_error("retry", maxRetries=2)) == "done"
         assert stage.attempts == [1, 2, 3, 4, 5]
-        stage.errors[:] = [(code, "once more") for code in [*codes, codes[-1]]]
+        stage.errors[:] = [(code, "once more", None) for code in [*codes, codes[-1]]]
         with pytest.raises(RunFailed, match="once more") as caught:
             await runtime.run(on_error("retry", maxRetries=2))
         assert caught.value.code == codes[-1]
@@ -150,7 +150,7 @@ async def test_use_default_applies_only_when_the_transport_budget_is_used_up(aut
     default = on_error("useDefault", defaultValue="default")
     async with open_runtime(retrying(1), workers={"w": stage.worker}) as runtime:
         assert await runtime.run(default) == "done"
-        stage.errors[:] = [(TRANSPORT, "x")] * 2
+        stage.errors[:] = [(TRANSPORT, "x", None)] * 2
         assert await runtime.run(default) == "default"
     assert stage.attempts == [1, 2, 1, 2]
 
@@ -334,7 +334,7 @@ async def test_a_worker_that_dies_again_and_again_uses_the_budget_up(autojump_cl
     assert store.statuses == ["failed"]
 
 
-async def test_a_component_error_class_s_own_range_is_what_on_error_retry_retries(
+async def test_a_code_of_the_component_author_s_own_is_retried_where_the_step_says_so(
     autojump_clock: Any,
 ) -> None:
     tries = 0

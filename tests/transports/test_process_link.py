@@ -27,6 +27,7 @@ from stepflow_trio.transports.process import (
     STDERR_TAIL_LINES,
     StopLadder,
     WorkerProcess,
+    _ChildOutput,
     open_process_link,
 )
 
@@ -351,17 +352,49 @@ async def test_when_the_block_ends_the_group_is_killed_with_the_worker(
     await wait_dead(lifeline)
 
 
+@pytest.mark.parametrize("received", ["before the end", "after the end"])
 async def test_a_process_that_left_the_group_keeps_nobody_waiting(
-    python: Python, tmp_path: Path, lifelines: Lifelines
+    python: Python, tmp_path: Path, lifelines: Lifelines, received: str
 ) -> None:
     command = python(GRANDCHILD, lifelines.path, "outside")
     async with open_process_link(command, env={}, cwd=tmp_path, ladder=SLOW) as worker:
         lifeline = await lifelines.accept()
-        assert await ask(worker, b"") == b"grandchild"
+        await worker.link.send([b""], ignore)
+        if received == "after the end":
+            await worker.wait_exited()
+        assert await worker.link.receive() == [b"grandchild"]
         assert await worker.link.receive() == []
         assert await worker.wait_exited() == 5
     await lifeline.send_all(b"end")
     await wait_dead(lifeline)
+
+
+async def test_output_that_is_read_in_the_moment_of_the_end_is_counted_once() -> None:
+    for _ in range(20):
+        reader, writer = os.pipe()
+        bell, ringer = os.pipe()
+        async with trio.lowlevel.FdStream(bell) as ending:
+            output = _ChildOutput(trio.lowlevel.FdStream(reader))
+
+            async def end(ending: trio.lowlevel.FdStream, output: _ChildOutput) -> None:
+                await ending.receive_some(1)
+                output.end()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(end, ending, output)
+                nursery.start_soon(ring, writer, ringer)
+                # Both are woken by the same poll, in one order or the other.
+                assert await output.receive_some() == b"last"
+            assert await output.receive_some() == b""
+            await output.aclose()
+        os.close(writer)
+        os.close(ringer)
+
+
+async def ring(*pipes: int) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    for pipe in pipes:
+        os.write(pipe, b"last")
 
 
 async def test_a_process_that_left_the_group_and_writes_on_and_on_keeps_nobody_waiting(
