@@ -103,11 +103,12 @@ def schema(dialect: str | None) -> None:
     """Print the JSON Schema of every message."""
     import json
 
+    from stepflow_trio.cli.standard_output import write_line
     from stepflow_trio.protocol.dialects import Dialect
     from stepflow_trio.protocol.schema import message_schema
 
     described = message_schema(Dialect(dialect) if dialect else Dialect.V0_11)
-    click.echo(json.dumps(described, indent=2, ensure_ascii=False))
+    write_line(json.dumps(described, indent=2, ensure_ascii=False))
 
 
 @commands.command("list-components", context_settings=CONTEXT)

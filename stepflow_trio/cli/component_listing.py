@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import click
-
 from stepflow_trio.cli.configuration import read_configuration
 from stepflow_trio.cli.exits import FAILED, complain
 from stepflow_trio.cli.interruption import run_until_signal
 from stepflow_trio.cli.plain_text import plain_line
+from stepflow_trio.cli.standard_output import write_line
 from stepflow_trio.runtime import ListedComponent, open_runtime
 
 
@@ -32,10 +31,10 @@ def list_configured_components(config_path: str | None, *, as_json: bool, with_s
     components, problems = run_until_signal(ask)
     if as_json:
         listed = [_as_json(component, with_schemas=with_schemas) for component in components]
-        click.echo(json.dumps({"components": listed}, indent=2, ensure_ascii=False))
+        write_line(json.dumps({"components": listed}, indent=2, ensure_ascii=False))
     else:
         for line in _pretty(components, with_schemas=with_schemas):
-            click.echo(line)
+            write_line(line)
     for plugin, problem in sorted(problems.items()):
         complain(f"error: plugin {plugin} cannot be asked: {problem}")
     return FAILED if problems else 0

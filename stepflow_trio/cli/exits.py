@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 
 import click
@@ -38,8 +37,6 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
     try:
         code = commands.main(list(arguments), prog_name="stepflow-trio", standalone_mode=False)
-        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
-            sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
@@ -49,8 +46,6 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except Interrupted as exc:
         return 128 + exc.number
     except BrokenPipeError:
-        # What is left in the buffer would be written, and complained about, when the interpreter exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except StepflowError as exc:
         complain(f"error: {exc}")

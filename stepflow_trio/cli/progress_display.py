@@ -31,6 +31,9 @@ REDRAW_INTERVAL_S = 0.1
 
 BAR_WIDTH = 20
 
+WIDE_COLUMNS = 72
+"""A terminal with fewer shows neither a step's component nor its bar: how far it is stands there anyway."""
+
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _ASCII_SPINNER = "|/-\\"
 
@@ -43,8 +46,8 @@ class ProgressDisplay:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._has_unicode = self._console.encoding.lower().startswith("utf")
         self._lines: list[Text] = []
-        self._widths = 0, 0
-        """Of the columns in which finished steps are listed: the longest label and component so far."""
+        self._label_width = 0
+        """Of the column in which finished steps are listed: the longest label so far."""
         self._is_broken = False
         self._live = Live(
             console=self._console,
@@ -63,8 +66,7 @@ class ProgressDisplay:
             case StepStarted() | StepProgressed():
                 step = self._state.take_step(event)
                 if step is not None:
-                    label, component = self._widths
-                    self._widths = max(label, len(step.label)), max(component, len(step.component))
+                    self._label_width = max(self._label_width, len(step.label))
             case StepRetrying() | StepEnded():
                 self._observe_step(event)
             case WorkerStarted():
@@ -127,9 +129,7 @@ class ProgressDisplay:
             error = event.result.error
             self._say("✗", f"{step.label} failed after {took}: {error.message} (code {error.code})", "red")
         elif step.run.is_main and not step.run.is_batch:
-            self._say(
-                "✓", f"{step.label:{self._widths[0]}}  {step.component:{self._widths[1]}}  {took}", "green"
-            )
+            self._say("✓", f"{step.label:{self._label_width}}  {took:>6}  {step.component}", "green")
 
     def _say(self, sign: str, text: str, style: str = "dim") -> None:
         sign = sign if self._has_unicode else {"✓": "+", "✗": "x", "↻": "~", "·": "-"}.get(sign, sign)
@@ -162,35 +162,37 @@ class ProgressDisplay:
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=40)
-        table.add_column(no_wrap=True, overflow="ellipsis", style="dim", max_width=40)
         table.add_column(no_wrap=True, justify="right", min_width=6)
-        table.add_column(no_wrap=True, width=BAR_WIDTH)
+        if is_wide := self._console.size.width >= WIDE_COLUMNS:
+            table.add_column(no_wrap=True, overflow="ellipsis", style="dim", max_width=40)
+            table.add_column(no_wrap=True, width=BAR_WIDTH)
         table.add_column(no_wrap=True, overflow="ellipsis")
         for step in shown:
-            table.add_row(*self._row(step))
+            table.add_row(*self._row(step, is_wide=is_wide))
         parts: list[Table | Text] = [table] if shown else []
         if len(shown) < len(steps):
             parts.append(Text(f"  and {len(steps) - len(shown):,} more steps", "dim"))
         parts.append(Text(self._summary(), "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
 
-    def _row(self, step: WatchedStep) -> tuple[Text | ProgressBar, ...]:
+    def _row(self, step: WatchedStep, *, is_wide: bool) -> list[Text | ProgressBar]:
         now = self._state.now()
         message = plain_line(step.message)
         if step.waits_until is not None:
             message = f"attempt {step.attempt + 1} in {duration(max(0.0, step.waits_until - now))}"
         elif step.attempt > 1:
             message = f"attempt {step.attempt} {message}".rstrip()
-        percent = "" if step.fraction is None else f"{step.fraction:.0%} "
-        bar = Text("") if step.fraction is None else ProgressBar(1.0, step.fraction, BAR_WIDTH)
-        return (
+        row: list[Text | ProgressBar] = [
             Text(self._spinner(), "cyan"),
             Text(plain_line(step.label)),
-            Text(plain_line(step.component)),
             Text(duration(now - step.started_at)),
-            bar,
-            Text(percent + message),
-        )
+        ]
+        if is_wide:
+            row.append(Text(plain_line(step.component)))
+            row.append(Text() if step.fraction is None else ProgressBar(1.0, step.fraction, BAR_WIDTH))
+        percent = "" if step.fraction is None else f"{step.fraction:.0%} "
+        row.append(Text(percent + message))
+        return row
 
     def _summary(self) -> str:
         run = self._state.main

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepflow_trio.cli.exits import Unusable
+from stepflow_trio.cli.standard_output import write_stdout
 from stepflow_trio.errors import StepflowError
 from stepflow_trio.flows.results import FlowResult
 from stepflow_trio.protocol.codec import encode_json
@@ -52,16 +53,10 @@ class ResultsOutput:
             data = json.dumps(results[0].to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
         else:
             data = encode_json(results[0].to_json()) + b"\n"
+        if self._path is None:
+            write_stdout(data)
+            return
         try:
-            if self._path is not None:
-                self._path.write_bytes(data)
-            elif sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]: likewise
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-            else:
-                raise StepflowError("the result cannot be written: stdout is closed")
-        except BrokenPipeError:
-            raise
+            self._path.write_bytes(data)
         except OSError as exc:
-            where = self._path or "stdout"
-            raise StepflowError(f"the result cannot be written to {where}: {exc.strerror}") from exc
+            raise StepflowError(f"{self._path} cannot be written: {exc.strerror}") from exc

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import click
-
 from stepflow_trio.cli.configuration import read_configuration
 from stepflow_trio.cli.exits import MISUSED
 from stepflow_trio.cli.plain_text import count, plain_lines
+from stepflow_trio.cli.standard_output import write_line
 from stepflow_trio.errors import ConfigError, FlowInvalid, RpcError
 from stepflow_trio.flows.diagnostics import Diagnostic
 from stepflow_trio.flows.model import Flow
@@ -43,8 +42,8 @@ def validate_files(flow_path: str, config_path: str | None) -> int:
         errors += _unreachable_components(flow, flow_path, config)
     for text in [*warnings, *errors]:
         for line in plain_lines(text):
-            click.echo(line)
-    click.echo(f"{flow_path}: {count(len(errors), 'error')}, {count(len(warnings), 'warning')}")
+            write_line(line)
+    write_line(f"{flow_path}: {count(len(errors), 'error')}, {count(len(warnings), 'warning')}")
     return MISUSED if errors else 0
 
 

@@ -20,12 +20,12 @@ class Limits:
     unread, it would block the answers behind it that the running handlers wait for."""
 
     max_outbox_bytes: int = 64 * 2**20
-    """Frames that wait to be sent. Over it callers wait and handlers keep their places. What nobody can
-    wait with (answers given by the reader itself) may use as much again; then the connection is lost as
-    ``send_stalled``, for the peer sends without reading."""
+    """Frames that wait to be sent. Once they are so many, callers wait and handlers keep their places until
+    there is room again. What nobody can wait with (answers given by the reader itself) may use as much
+    again; then the connection is lost as ``send_stalled``, for the peer sends without reading."""
 
     write_bytes: int = 256 * 2**10
-    """As many frames go into one write as fit into this; about what four pipe buffers hold."""
+    """Frames go together into one write until it is so long; about what four pipe buffers hold."""
 
     send_timeout_s: float = 30.0
     """A peer that accepts no bytes for so long loses the connection."""
@@ -45,5 +45,7 @@ class Limits:
             raise ValueError(f"max_waiting must not be negative, not {self.max_waiting}")
         for name in ("send_timeout_s", "drain_s", "idle_timeout_s"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative, not {value}")
+            if value is None and name == "idle_timeout_s":
+                continue
+            if value is None or not value >= 0:
+                raise ValueError(f"{name} must be a number of seconds, not {value}")

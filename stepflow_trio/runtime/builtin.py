@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,16 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from stepflow_trio.errors import ErrorCode, FlowInvalid, RpcError
+from stepflow_trio.errors import ErrorCode, FlowInvalid, RpcError, is_component_code
 from stepflow_trio.flows.model import Flow, flow_id
 from stepflow_trio.flows.reader import flow_from_json
-from stepflow_trio.flows.results import Success
+from stepflow_trio.flows.results import FlowError, Success
 from stepflow_trio.flows.source import read_source
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 from stepflow_trio.runtime.callbacks import load_blob, load_flow, store_blob
-from stepflow_trio.runtime.plugins import failure_from
+from stepflow_trio.runtime.plugins import FailureKind, StepFailure
 from stepflow_trio.runtime.runs import Run, Runs, outcome_of
 from stepflow_trio.runtime.stores import BlobStore
 
@@ -81,8 +83,8 @@ class IterateInput(Struct, frozen=True):
 class BuiltinPlugin:
     """Executes the runtime's own components.
 
-    A failure of theirs carries a code of the component's range: trying again would not help, so they are
-    never retried as transport errors.
+    Their failures are never retried as transport errors: trying again would not help, and a run below one
+    of them has had that budget already.
     """
 
     def __init__(self, store: BlobStore, runs: Runs) -> None:
@@ -134,7 +136,8 @@ class BuiltinPlugin:
                 raise RpcError(ErrorCode.BAD_REQUEST, message, {"path": path}) from exc
             return await function(read, self._runs.active(observability.run_id))
         except RpcError as exc:
-            raise failure_from(exc) from exc
+            kind = FailureKind.COMPONENT if is_component_code(exc.code) else FailureKind.FINAL
+            raise StepFailure(FlowError(exc.code, exc.message, exc.data), kind) from exc
 
     async def _put_blob(self, input: PutBlobInput, _run: Run | None) -> Any:
         return {"blob_id": await store_blob(self._store, input.data, input.blob_type)}
@@ -225,16 +228,27 @@ async def _load_file(input: LoadFileInput, _run: Run | None) -> Any:
         raise RpcError(ErrorCode.BAD_REQUEST, f"format must be json, yaml or text, not {format_[:40]!r}")
 
     def read() -> tuple[bytes, Path]:
-        with path.open("rb") as file:
+        # Not blocking, for opening a pipe would wait for somebody to write to it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("it is not a regular file")
             return file.read(MAX_FILE_BYTES + 1), path.resolve()
 
     try:
-        content, resolved = await trio.to_thread.run_sync(read)
+        content, resolved = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
         if len(content) > MAX_FILE_BYTES:
             raise RpcError(ErrorCode.BAD_REQUEST, f"{input.path} is larger than {MAX_FILE_BYTES} bytes")
         text = content.decode()
-        data: Any = text if format_ == "text" else read_source(text, name=f"{path}.{format_}").value
+        data: Any = text if format_ == "text" else _parse(text, input.path, format_, by_ending)
     except (OSError, ValueError, FlowInvalid) as exc:
         raise RpcError(ErrorCode.BAD_REQUEST, f"cannot read {input.path}: {exc}") from exc
     metadata = {"resolved_path": str(resolved), "size_bytes": len(content), "format": format_}
     return {"data": data, "metadata": metadata}
+
+
+def _parse(text: str, path: str, format_: str, by_ending: str) -> Any:
+    # The source's name decides how it is read.
+    source = read_source(text, name=path if format_ == by_ending else f"{path}.{format_}")
+    if source.diagnostics:
+        raise FlowInvalid(source.diagnostics)
+    return source.value

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cli_process import CONFIG, Finished
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepflow_trio.cli.given_values import read_text_value
+from stepflow_trio.errors import FlowInvalid
 
 Cli = Callable[..., Finished]
 WriteFlow = Callable[..., Path]
@@ -119,6 +126,14 @@ def test_wrong_usage_is_answered_with_what_would_be_right(
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("Usage: stepflow-trio ")
     assert says in ran.stderr
+
+
+@given(st.text() | st.binary(), st.sampled_from(["json", "yaml"]))
+def test_any_text_at_all_is_a_value_or_is_refused(
+    text: str | bytes, format: Literal["json", "yaml"]
+) -> None:
+    with contextlib.suppress(FlowInvalid):
+        read_text_value(text, name="given", format=format)
 
 
 def test_warnings_are_shown_before_the_run_but_not_those_that_only_matter_to_the_flow_s_author(

@@ -6,6 +6,8 @@ import logging
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepflow_trio.cli.plain_text import count, duration, plain_line
 from stepflow_trio.cli.progress_log import ProgressLog
@@ -227,6 +229,11 @@ def test_the_package_s_warnings_are_shown_and_their_tracebacks_are_not(
 )
 def test_text_from_elsewhere_cannot_move_the_cursor(text: str, shown: str) -> None:
     assert plain_line(text) == shown
+
+
+@given(st.text())
+def test_whatever_is_shown_is_one_line_of_printable_characters(text: str) -> None:
+    assert plain_line(text).isprintable()
 
 
 @pytest.mark.parametrize(

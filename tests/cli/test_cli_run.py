@@ -224,15 +224,14 @@ def test_a_reader_that_goes_away_ends_the_command_in_silence(flow: WriteFlow, ar
     assert (ran.returncode, ran.stderr) == (1, b"")
 
 
-def test_a_result_that_cannot_be_written_is_an_error_that_says_why(flow: WriteFlow) -> None:
+@pytest.mark.parametrize("command", ["run", "schema"])
+def test_a_result_that_cannot_be_written_is_an_error_that_says_why(flow: WriteFlow, command: str) -> None:
     given = flow("/builtin/put_blob", "{ blob_type: data, data: 1 }")
+    more = ["-q", "--flow", given, "--input-json", "1"] if command == "run" else []
     with Path("/dev/full").open("wb") as full:
-        ran = subprocess.run(
-            [*COMMAND, "run", "-q", "--flow", given, "--input-json", "1"],
-            stdout=full, stderr=subprocess.PIPE, timeout=20,
-        )  # fmt: skip
+        ran = subprocess.run([*COMMAND, command, *more], stdout=full, stderr=subprocess.PIPE, timeout=20)
     assert ran.returncode == 1
-    assert ran.stderr.decode() == "error: the result cannot be written to stdout: No space left on device\n"
+    assert ran.stderr.decode() == "error: stdout cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize(("closing", "code"), [("<&-", 0), (">&-", 1), ("2>&-", 0)])

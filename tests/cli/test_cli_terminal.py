@@ -27,9 +27,11 @@ ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 class Terminal:
     """A command under a terminal of its own, which is its controlling one."""
 
-    def __init__(self, *arguments: object, term: str = "xterm-256color", rows: int = 24) -> None:
+    def __init__(
+        self, *arguments: object, term: str = "xterm-256color", rows: int = 24, columns: int = 100
+    ) -> None:
         self._near, far = pty.openpty()
-        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 100, 0, 0))
+        fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         environ = {
             k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
         }
@@ -101,8 +103,8 @@ def test_a_running_step_shows_how_far_it_is_and_ctrl_c_gives_the_terminal_back(
 ) -> None:
     shown = terminal(*run_arguments(flow("/crew/wait")))
     pid = int(shown.wait_for(r"worker crew started, pid (\d+)")[1])
-    # Its component, how long it has been running, a bar, and what the worker says, made harmless.
-    shown.wait_for(r"only +/crew/wait +0\.\d\d s .* 25% a quarter +done")
+    # How long it has been running, its component, a bar, and what the worker says, made harmless.
+    shown.wait_for(r"only +\d\.\d\d s +/crew/wait +\S+ +25% a quarter +done")
     shown.wait_for(r"0 steps done, 1 running")
     assert HIDE_CURSOR in shown.output
     assert "\x1b[2J" not in shown.output
@@ -122,7 +124,7 @@ def test_what_is_over_scrolls_by_and_the_result_comes_last(
     plain = ESCAPE_SEQUENCE.sub("", shown.output)
     for number in range(3):
         assert f"crew | line {number}" in plain
-    assert re.search(r"✓ only  /crew/chatter  0\.\d\d s", plain)
+    assert re.search(r"✓ only  0\.\d\d s  /crew/chatter\r\n", plain)
     assert re.search(r"✓ completed: 1 step in \d+\.\d+ s", plain)
     assert plain.endswith('{\r\n  "outcome": "success",\r\n  "result": "said"\r\n}\r\n')
     assert shown.output.rindex(SHOW_CURSOR) > shown.output.rindex(HIDE_CURSOR)
@@ -145,8 +147,17 @@ def test_more_running_steps_than_rows_are_counted(
     inputs = tmp_path / "inputs.jsonl"
     inputs.write_text("1\n" * 50, encoding="utf-8")
     shown = terminal("run", "--flow", flow("/crew/wait"), "--config", CONFIG, "--inputs", inputs, rows=12)
-    shown.wait_for(r"item \d+: only +/crew/wait[^\n]*\r\n +and 43 more steps")
+    shown.wait_for(r"item \d+: only +\d+\.\d+ s +/crew/wait[^\n]*\r\n +and 43 more steps")
     shown.wait_for(r"0 of 50 items; 0 steps done, 50 running")
+    shown.type("\x03")
+    assert shown.finish() == 130
+
+
+def test_a_narrow_terminal_shows_the_step_and_how_far_it_is(
+    terminal: Callable[..., Terminal], flow: WriteFlow
+) -> None:
+    shown = terminal(*run_arguments(flow("/crew/wait")), columns=40)
+    shown.wait_for(r"only +\d\.\d\d s +25% a quarter")
     shown.type("\x03")
     assert shown.finish() == 130
 

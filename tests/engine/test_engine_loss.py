@@ -12,8 +12,10 @@ from engine_stage import Recorder, connected, offering, scripted
 from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio.engine import Connection, Limits, RequestContext, open_connection
+from stepflow_trio.engine.connection import LAST_WORDS_S
 from stepflow_trio.errors import ConnectionLost, ErrorCode, LossReason
 from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.messages import Request
 from stepflow_trio.protocol.peer import Phase, Role
 from stepflow_trio.testing import Faults, ScriptedPeer, memory_link_pair
 
@@ -230,6 +232,62 @@ async def test_a_timeout_of_a_handlers_callback_while_the_outbox_is_overfull_har
         await trio.sleep(2)
         loss = await connection.wait_lost()
         assert loss.reason is LossReason.SEND_STALLED
+
+
+async def any_request(peer: ScriptedPeer) -> Request:
+    request = await peer.receive()
+    assert isinstance(request, Request)
+    return request
+
+
+# ---- the peer takes nothing any more --------------------------------------------------------------------
+
+
+async def test_answers_that_the_peer_gave_before_it_went_away_still_count(autojump_clock: Any) -> None:
+    # It answered and ended; we write to it before we have read that.
+    async with scripted(receiving=Faults(delay_s=0.1), sending=Faults(fail_after=2)) as (connection, peer):
+        async with trio.open_nursery() as nursery:
+            results: list[Any] = []
+
+            async def call(name: str) -> None:
+                results.append(await connection.call(name))
+
+            nursery.start_soon(call, "a")
+            nursery.start_soon(call, "b")
+            for _ in range(2):
+                await peer.answer(await any_request(peer), "in time")
+            await peer.close()
+            await connection.notify("into the void")
+        assert results == ["in time", "in time"]
+        assert (await connection.wait_lost()).reason is LossReason.PEER_CLOSED
+
+
+async def test_a_peer_that_takes_nothing_and_says_nothing_is_lost_soon(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    async with scripted(offering(wait=recorder.wait), sending=Faults(fail_after=0)) as (connection, peer):
+        await peer.request("wait", id_=1)
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        with pytest.raises(ConnectionLost, match="writing failed: OSError"):
+            await connection.call("ask")
+        assert trio.current_time() == began + LAST_WORDS_S
+        assert recorder.cancelled == [1]
+
+
+async def test_a_worker_whose_runtime_is_gone_both_ways_does_not_finish_for_nobody(
+    autojump_clock: Any,
+) -> None:
+    recorder = Recorder()
+    async with scripted(offering(wait=recorder.wait)) as (connection, peer):
+        began = trio.current_time()
+        await peer.request("wait", id_=1)
+        await wait_all_tasks_blocked()
+        await peer.close()
+        connection.notify_nowait("into the void")
+        await connection.wait_lost()
+        await wait_all_tasks_blocked()
+        assert trio.current_time() == began
+        assert recorder.cancelled == [1]
 
 
 # ---- the end of input -----------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ import trio
 from engine_stage import Recorder, connected, offering, scripted
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from stepflow_trio.engine import Connection, Limits, RequestContext
-from stepflow_trio.errors import LossReason
+from stepflow_trio.engine import Connection, Limits, RequestContext, open_connection
+from stepflow_trio.errors import ErrorCode, LossReason
 from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.messages import ErrorObject
 from stepflow_trio.protocol.methods import PROGRESS_UPDATE
 from stepflow_trio.protocol.payloads import ProgressParams
 from stepflow_trio.protocol.peer import Phase, Role
-from stepflow_trio.testing import Faults, ScriptedPeer
+from stepflow_trio.testing import Faults, ScriptedPeer, memory_link_pair
 
 # ---- notifications --------------------------------------------------------------------------------------
 
@@ -104,10 +105,6 @@ async def test_notify_and_call_are_checkpoints(autojump_clock: Any) -> None:
 async def test_before_initialization_nothing_is_heard_and_nothing_else_is_answered(
     autojump_clock: Any, role: Role
 ) -> None:
-    from stepflow_trio.engine import open_connection
-    from stepflow_trio.errors import ErrorCode
-    from stepflow_trio.testing import memory_link_pair
-
     heard: list[Any] = []
     handlers = offering(initialize=lambda _p, _c: {})
     handlers.on_raw_notification("tell", lambda params, _connection: heard.append(params))
@@ -265,8 +262,6 @@ async def test_statistics_are_a_snapshot(autojump_clock: Any) -> None:
 
 
 def peer_refusal(id_: int) -> bytes:
-    from stepflow_trio.protocol.messages import ErrorObject
-
     return codec.encode_failure(
         ErrorObject(-32304, "Too many requests are waiting", {"retry_after_s": 1.0}), id_
     )

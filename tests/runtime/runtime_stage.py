@@ -132,7 +132,8 @@ class RawWorker:
 
     Args:
         act: gets the connection, for its own requests, and the execution's params; returns the output.
-        welcome: its answer to ``initialize``; by its key the runtime knows the dialect.
+        welcome: its answer to ``initialize``; by its key the runtime knows the dialect. It gives up its own
+            requests in the runtime's way (``$/cancelRequest``), whatever it says here.
     """
 
     def __init__(self, act: Act, welcome: dict[str, Any] | None = None) -> None:
@@ -141,10 +142,14 @@ class RawWorker:
 
     async def serve(self, link: Link) -> None:
         handlers = Handlers()
-        handlers.on_raw_request("initialize", lambda _params, _request: self._welcome)
+        handlers.on_raw_request("initialize", self._initialize)
         handlers.on_request(methods.COMPONENTS_EXECUTE, self._execute)
         async with open_connection(link, handlers, role=Role.WORKER) as connection:
             await connection.wait_lost()
+
+    def _initialize(self, _params: Any, request: RequestContext) -> dict[str, Any]:
+        request.connection.peer_extensions = frozenset({"cancel"})
+        return self._welcome
 
     async def _execute(self, params: ExecuteParams, request: RequestContext) -> ExecuteResult:
         return ExecuteResult(await self._act(request.connection, params))

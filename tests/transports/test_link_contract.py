@@ -241,7 +241,7 @@ async def test_a_cancelled_receive_loses_nothing(open_pair: OpenPair) -> None:
                     cancelled += scope.cancelled_caught
                 nursery.cancel_scope.cancel()
             assert received == sent
-    assert cancelled > 10
+    assert cancelled
 
 
 @every_transport

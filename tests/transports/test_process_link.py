@@ -18,7 +18,7 @@ import trio
 import trio.testing
 from conftest import Lifelines, has_children, open_files, wait_dead
 
-from stepflow_trio.engine import Handlers, open_connection
+from stepflow_trio.engine import Handlers, Limits, open_connection
 from stepflow_trio.errors import LossReason, SpawnFailed, WorkerExited
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.process import (
@@ -41,6 +41,7 @@ while data := os.read(0, 65536):
 
 LIFELINE = """
 import os, signal, socket, sys, time
+signal.alarm(30)  # for a test that fails
 lifeline = socket.socket(socket.AF_UNIX)
 lifeline.connect(sys.argv[1])
 """
@@ -315,6 +316,7 @@ async def test_a_connection_over_a_dead_worker_is_lost_as_closed_by_the_peer(
 GRANDCHILD = """
 import os, signal, socket, sys
 if os.fork() == 0:
+    signal.alarm(30)  # for a test that fails
     if sys.argv[2] == "outside":
         os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -401,9 +403,10 @@ async def test_a_process_that_left_the_group_and_writes_on_and_on_keeps_nobody_w
     python: Python, tmp_path: Path, lifelines: Lifelines
 ) -> None:
     script = """
-        import os, socket, sys, threading
+        import os, signal, socket, sys, threading
         for fd in (1, 2):
             if os.fork() == 0:
+                signal.alarm(30)  # for a test that fails
                 os.setsid()
                 lifeline = socket.socket(socket.AF_UNIX)
                 lifeline.connect(sys.argv[1])
@@ -487,7 +490,7 @@ async def test_the_ladder_is_walked_down_in_bounded_time(
             if cancelled:
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
-    assert at_least_s <= time.monotonic() - began < at_least_s + 1
+    assert at_least_s <= time.monotonic() - began < at_least_s + 5
     assert scope.cancelled_caught == cancelled
     assert worker.returncode == returncode
     await wait_dead(lifeline)
@@ -505,7 +508,7 @@ async def test_a_block_that_is_cancelled_while_it_is_left_hurries(
             lifeline = await lifelines.accept()
             assert await worker.link.receive() == [b"1"]
     assert scope.cancelled_caught
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert worker.returncode == -signal.SIGKILL
     await wait_dead(lifeline)
 
@@ -515,6 +518,18 @@ async def test_a_worker_that_is_stopped_like_a_job_is_killed(python: Python, tmp
         await ask(worker, b"1")
         os.kill(worker.pid, signal.SIGSTOP)
     assert worker.returncode in (-signal.SIGTERM, -signal.SIGKILL)
+
+
+async def test_a_worker_that_stops_reading_loses_its_connection_and_is_ended(
+    python: Python, tmp_path: Path
+) -> None:
+    limits = Limits(send_timeout_s=0.1)
+    async with open_process_link(python(ECHO), env={}, cwd=tmp_path, ladder=QUICK) as worker:
+        os.kill(worker.pid, signal.SIGSTOP)
+        async with open_connection(worker.link, Handlers(), role=Role.RUNTIME, limits=limits) as connection:
+            await connection.notify("too_much", {"pad": "x" * 4 * PIPE_BYTES})
+            assert (await connection.wait_lost()).reason is LossReason.SEND_STALLED
+    assert worker.returncode == -signal.SIGKILL
 
 
 async def test_a_worker_can_be_stopped_within_its_block(python: Python, tmp_path: Path) -> None:

@@ -171,6 +171,26 @@ async def test_other_holders_of_what_can_be_reopened_never_see_it_non_blocking(e
             assert os.get_blocking(ends.stdout)
 
 
+async def test_where_nothing_can_be_reopened_the_flags_are_put_back(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path.startswith("/dev/fd/"):
+            raise PermissionError("another user's pipe")
+        return open_file(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refuse)
+    ends.write(b"1\n")
+    with standard_streams(ends.stdin, ends.stdout):
+        async with open_stdio_link() as link:
+            assert await link.receive() == [b"1"]
+            await link.send([b"2"], ignore)
+        assert ends.read() == b"2\n"
+        assert [os.get_blocking(0), os.get_blocking(1)] == [True, True]
+
+
 async def test_a_claim_cancelled_in_the_middle_of_everything_gives_all_back(ends: Ends) -> None:
     with standard_streams(ends.stdin, ends.stdout):
         with trio.CancelScope() as scope:
@@ -347,10 +367,31 @@ def test_the_buffering_of_python_stdout_is_put_back() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_terminal_does_not_become_the_controlling_one() -> None:
+    master, slave = pty.openpty()
+    code = """
+        async def main():
+            async with open_stdio_link() as link:
+                controlling_terminal = open("/proc/self/stat").read().rpartition(") ")[2].split()[4]
+                await link.send([controlling_terminal.encode()], lambda: None)
+
+        trio.run(main)
+    """
+    try:
+        done = subprocess.run(
+            script(code), stdin=slave, stdout=subprocess.PIPE, start_new_session=True, timeout=30
+        )
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert done.stdout == b"0\n"
+
+
 # ---- orphans --------------------------------------------------------------------------------------------
 
 WORKER = """
-import os, socket, sys, trio
+import os, signal, socket, sys, trio
+signal.alarm(30)  # for a test that fails
 sys.path.insert(0, sys.argv[1])
 from stepflow_trio.transports.stdio import open_stdio_link
 lifeline = socket.socket(socket.AF_UNIX)
@@ -430,6 +471,7 @@ async def test_the_guard_ends_with_the_block_although_a_forked_child_lives_on(pi
         async with open_stdio_link(orphan_grace_s=1000):
             child = os.fork()
             if child == 0:
+                signal.alarm(30)  # for a test that fails
                 os.read(release, 1)
                 os._exit(0)
         os.write(releaser, b"1")
