@@ -56,7 +56,8 @@ RETRY_AFTER_S = 1.0
 """The hint that goes with −32304: about the time in which a full queue of short requests empties."""
 
 LAST_WORDS_S = 0.5
-"""How long a connection that ends by cancellation may take to tell the peer what it gives up."""
+"""How long a connection that ends by cancellation may take to tell the peer what it gives up, and how long
+what a peer said before it stopped listening is waited for."""
 
 _log = logging.getLogger("stepflow_trio.engine")
 
@@ -112,6 +113,7 @@ class Connection:
         self._writer_scope = trio.CancelScope()
         self._writing = False
         self._end_of_input = False
+        self._peer_is_deaf = False
         self._loss: ConnectionLost | None = None
         self._lost = trio.Event()
         self._frames_sent = 0
@@ -459,7 +461,7 @@ class Connection:
             self._wake(call.waiter, outcome.Error(ConnectionLost(loss.reason, loss.detail)))
         self._call_places.unpark_all()
         self._outbox.wake_waiting()
-        if self._peer.role is not Role.RUNTIME:
+        if self._peer.role is not Role.RUNTIME and not self._peer_is_deaf:
             await self.drain()
         self.lose(loss.reason, loss.detail)
 
@@ -487,7 +489,12 @@ class Connection:
                     self._writing = False
                     self._frames_sent += len(frames)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                # A peer that closed its end before is gone; that it takes nothing any more says no more.
+                scope.deadline = float("inf")
+                self._peer_is_deaf = True
+                if not self._end_of_input:
+                    # It may have answered before it went away: the reader goes on, if the end is near.
+                    with trio.move_on_after(LAST_WORDS_S):
+                        await self._lost.wait()
                 reason = LossReason.PEER_CLOSED if self._end_of_input else LossReason.STREAM_ERROR
                 self.lose(reason, f"writing failed: {exc!r}")
         if scope.cancelled_caught and self._writing:

@@ -34,6 +34,8 @@ class Link(Protocol):
     async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
         """Send the frames, as one write where possible; call ``progressed`` as the peer takes the bytes.
 
+        It is a checkpoint only where it has to wait for the peer.
+
         Cancelled in the middle it leaves a torn frame: the caller must then give the link up.
 
         Raises:

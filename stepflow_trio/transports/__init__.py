@@ -1,1 +1,1 @@
-"""."""
+"""Links: ways for frames to travel between a runtime and a worker."""

@@ -21,6 +21,7 @@ import trio
 from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.errors import SpawnFailed, WorkerExited
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
+from stepflow_trio.transports.descriptors import DescriptorStream
 from stepflow_trio.transports.programs import TRANSIENT_ERRORS, find_program, why_not_started
 from stepflow_trio.transports.streams import RECEIVE_BYTES, StreamLink
 
@@ -271,9 +272,9 @@ class _Pipes:
     """This side's ends of a child's three pipes."""
 
     def __init__(self, process: trio.Process) -> None:
-        self.stdin = _descriptor_stream(process.stdin)
-        self.stdout = _descriptor_stream(process.stdout)
-        self.stderr = _descriptor_stream(process.stderr)
+        self.stdin = _take_over(process.stdin)
+        self.stdout = _take_over(process.stdout)
+        self.stderr = _take_over(process.stderr)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             for pipe in (self.stdin, self.stdout):
                 # Refused where this user's pipes hold much already: then it is only slower.
@@ -285,16 +286,18 @@ class _Pipes:
             pipe.close()
 
 
-def _descriptor_stream(stream: object) -> trio.lowlevel.FdStream:
+def _take_over(stream: object) -> DescriptorStream:
     if not isinstance(stream, trio.lowlevel.FdStream):
         raise TypeError(f"trio gave {stream!r} for a pipe")
-    return stream
+    own = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+    stream.close()
+    return DescriptorStream(own)
 
 
 class _ChildOutput(trio.abc.ReceiveStream):
     """A pipe from a child. After the child's end it yields what lies in it, whoever else holds it open."""
 
-    def __init__(self, pipe: trio.lowlevel.FdStream) -> None:
+    def __init__(self, pipe: DescriptorStream) -> None:
         self._pipe = pipe
         self._left: int | None = None
         self._waiting: trio.CancelScope | None = None

@@ -18,6 +18,7 @@ import trio
 
 from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
+from stepflow_trio.transports.descriptors import DescriptorStream
 from stepflow_trio.transports.streams import RECEIVE_BYTES, StreamLink
 
 T = TypeVar("T")
@@ -152,9 +153,9 @@ def _open_stream(fd: int, access: int) -> trio.abc.Stream:
     # puts it back as it found it; so of two over one socket, the one opened last is to be closed first.
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
-        return trio.lowlevel.FdStream(_duplicate(fd))
+        return DescriptorStream(_duplicate(fd))
     if stat.S_ISFIFO(mode) or os.isatty(fd):
-        return trio.lowlevel.FdStream(_reopen(fd, access))
+        return DescriptorStream(_reopen(fd, access))
     return _FileStream(_duplicate(fd))
 
 

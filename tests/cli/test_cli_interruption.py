@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 from cli_process import CONFIG, DEADLINE_S, Finished, Started, is_alive
+
+from stepflow_trio.cli.interruption import Interrupted, run_until_signal
 
 Start = Callable[..., Started]
 WriteFlow = Callable[..., Path]
@@ -189,6 +192,19 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(
     os.close(held)
     ended = command.finish()
     assert (ended.code, ended.stderr) == (0, "")
+
+
+def test_an_error_on_the_way_out_does_not_hide_the_signal() -> None:
+    async def main() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("while ending")
+
+    with pytest.raises(Interrupted) as caught:
+        run_until_signal(main)
+    assert caught.value.number == signal.SIGTERM
 
 
 def test_listing_components_is_interrupted_like_a_run(start: Start, tmp_path: Path) -> None:

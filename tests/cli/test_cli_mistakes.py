@@ -129,9 +129,7 @@ def test_wrong_usage_is_answered_with_what_would_be_right(
 
 
 @given(st.text() | st.binary(), st.sampled_from(["json", "yaml"]))
-def test_any_text_at_all_is_a_value_or_is_refused(
-    text: str | bytes, format: Literal["json", "yaml"]
-) -> None:
+def test_any_text_at_all_is_a_value_or_is_refused(text: str | bytes, format: Literal["json", "yaml"]) -> None:
     with contextlib.suppress(FlowInvalid):
         read_text_value(text, name="given", format=format)
 

@@ -26,14 +26,14 @@ def test_a_run_prints_its_result_alone_on_stdout_and_its_progress_on_stderr(
     assert (ran.code, ran.stdout) == (0, '{"outcome":"success","result":{"ä":[1,2.5]}}\n')
     lines = ran.stderr.splitlines()
     assert re.fullmatch("run_id: [0-9a-f-]{36}", lines[0])
-    said = [re.sub(r"[0-9.]+ s\b|pid \d+", "…", line) for line in lines[1:]]
-    assert "[    …] worker crew started, …" in said
-    assert said[0] == "[    …] run started, 1 item"
+    said = [re.sub(r" *[0-9.]+ s\b| pid \d+", " …", line) for line in lines[1:]]
+    assert "[ …] worker crew started, …" in said
+    assert said[0] == "[ …] run started, 1 item"
     assert [line for line in said if "step" in line] == [
-        "[    …] step only started (/crew/echo)",
-        "[    …] step only completed in …",
+        "[ …] step only started (/crew/echo)",
+        "[ …] step only completed in …",
     ]
-    assert said[-1] == "[    …] run completed"
+    assert said[-1] == "[ …] run completed"
 
 
 def test_a_run_that_fails_prints_its_failure_as_the_result_and_exits_with_1(

@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ import trio
 from engine_stage import Recorder, connected, offering
 from trio.testing import wait_all_tasks_blocked
 
-from stepflow_trio.engine import Connection, Handlers, Limits, Link, RequestContext, open_connection
+from stepflow_trio.engine import Connection, Handlers, Limits, RequestContext, open_connection
 from stepflow_trio.errors import CallTimeout, ConnectionLost, LossReason
+from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.peer import Phase, Role
 from stepflow_trio.testing import (
@@ -156,7 +156,7 @@ async def fan_out(cancellable: Cancellable) -> None:
         with cancellable:
             async with trio.open_nursery() as nursery:
                 for n in range(100):
-                    nursery.start_soon(near.call, "descend", {"depth": n % 3})
+                    nursery.start_soon(near.call, "descend", {"depth": n % 2})
         await assert_as_good_as_before(near, far)
         assert tree.running == 0
 
@@ -229,43 +229,30 @@ async def a_full_house(cancellable: Cancellable) -> None:
         await assert_as_good_as_before(near, far)
 
 
-@asynccontextmanager
-async def watching(far_link: Link, handlers: Handlers) -> AsyncGenerator[Connection]:
-    async with open_connection(far_link, handlers) as far:
-        yield far
-
-
 async def a_block_that_ends(cancellable: Cancellable) -> None:
-    # The connection itself is what is cancelled, from before it opens until it has drained and closed.
-    tree = Tree()
+    # The connection itself is cancelled, from before it opens until it has drained and closed.
+    tree, opened = Tree(), False
     link, far_link = memory_link_pair()
     async with open_connection(far_link, tree.handlers, limits=Limits(drain_s=1)) as far:
         with cancellable:
-            async with open_connection(link, tree.handlers, limits=Limits(drain_s=1)) as near:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(far.call, "descend", {"depth": 0})
-                    assert await near.call("descend", {"depth": 2}) == "bottom"
-                far.notify_nowait("bye")
-                nobody_waits = trio.CancelScope()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(far.call, "descend", {"depth": 1})
-                    await wait_all_tasks_blocked()
-                    nobody_waits.cancel()
-        if link_is_closed(link):
+            async with (
+                open_connection(link, tree.handlers, limits=Limits(drain_s=1)) as near,
+                trio.open_nursery() as nursery,
+            ):
+                opened = True
+                nursery.start_soon(far.call, "descend", {"depth": 0})
+                assert await near.call("descend", {"depth": 2}) == "bottom"
+        if opened:
             assert (await far.wait_lost()).reason is LossReason.PEER_CLOSED
         await wait_all_tasks_blocked()
         assert tree.running == 0
-        for end in (far,):
-            statistics = end.statistics()
-            assert (statistics.calls_waiting, statistics.requests_running) == (0, 0)
-
-
-def link_is_closed(link: Any) -> bool:
-    return "closed" in repr(link)
+        statistics = far.statistics()
+        assert (statistics.calls_waiting, statistics.requests_running) == (0, 0)
 
 
 async def a_block_that_drains(cancellable: Cancellable) -> None:
     recorder = Recorder()
+    lost_because: list[LossReason] = []
     link, far_link = memory_link_pair()
     async with open_connection(far_link, offering()) as far, trio.open_nursery() as nursery:
 
@@ -273,7 +260,7 @@ async def a_block_that_drains(cancellable: Cancellable) -> None:
             try:
                 assert await far.call("wait", ["drained"]) == ["drained"]
             except ConnectionLost as exc:
-                assert exc.reason is LossReason.PEER_CLOSED
+                lost_because.append(exc.reason)
 
         async def owner() -> None:
             async with open_connection(link, offering(wait=recorder.wait)):
@@ -291,6 +278,7 @@ async def a_block_that_drains(cancellable: Cancellable) -> None:
         await wait_all_tasks_blocked()
         assert recorder.running == 0
         assert far.statistics().calls_waiting == 0
+    assert set(lost_because) <= {LossReason.PEER_CLOSED}
 
 
 async def a_torn_frame(cancellable: Cancellable) -> None:
@@ -309,9 +297,7 @@ async def a_torn_frame(cancellable: Cancellable) -> None:
                 for n in range(3):
                     await connection.notify("tell", [n, "x" * 100])
     whole = [frame for frame in arrived if isinstance(frame, bytes)]
-    assert whole == [
-        b'{"jsonrpc":"2.0","method":"tell","params":[%d,"%s"]}' % (n, b"x" * 100) for n in range(len(whole))
-    ]
+    assert whole == [codec.encode_notification("tell", [n, "x" * 100]) for n in range(len(whole))]
     assert len(arrived) - len(whole) <= 1
     assert arrived[: len(whole)] == whole, "a torn frame is the last"
 
@@ -319,6 +305,7 @@ async def a_torn_frame(cancellable: Cancellable) -> None:
 async def a_lost_connection(cancellable: Cancellable) -> None:
     # The peer goes away while calls and handlers are under way, and at the same time this side is cancelled.
     tree = Tree()
+    lost_because: list[LossReason] = []
     link, far_link = memory_link_pair()
     near_handlers = tree.handlers
     async with trio.open_nursery() as nursery:
@@ -341,13 +328,14 @@ async def a_lost_connection(cancellable: Cancellable) -> None:
                 try:
                     await near.call("descend", {"depth": 3})
                 except ConnectionLost as exc:
-                    assert exc.reason in (LossReason.PEER_CLOSED, LossReason.STREAM_ERROR)
+                    lost_because.append(exc.reason)
             leave.set()
             await near.wait_lost()
             assert near.statistics().calls_waiting == 0
             with pytest.raises(ConnectionLost):
                 await near.call("echo")
     assert tree.running == 0
+    assert set(lost_because) <= {LossReason.PEER_CLOSED}
 
 
 # ---- the sweep ------------------------------------------------------------------------------------------
@@ -385,4 +373,3 @@ def test_a_large_scenario_may_be_cancelled_at_any_step(scenario: Scenario, seed:
 def sweep(scenario: Scenario, strategy: CancelStrategy, seed: int) -> None:
     report = cancel_everywhere(scenario, strategy=strategy, seed=seed)
     assert report.caught >= 4, f"the sweep is hollow: {report}"
-    print(report)

@@ -271,10 +271,11 @@ async def test_a_peer_that_takes_nothing_and_says_nothing_is_lost_soon(autojump_
         with pytest.raises(ConnectionLost, match="writing failed: OSError"):
             await connection.call("ask")
         assert trio.current_time() == began + LAST_WORDS_S
+        await wait_all_tasks_blocked()
         assert recorder.cancelled == [1]
 
 
-async def test_a_worker_whose_runtime_is_gone_both_ways_does_not_finish_for_nobody(
+async def test_an_end_whose_peer_is_gone_both_ways_finishes_nothing(
     autojump_clock: Any,
 ) -> None:
     recorder = Recorder()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import textwrap
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
@@ -12,9 +17,10 @@ from stepflow_trio.engine import Connection, Handlers, Link, RequestContext, ope
 from stepflow_trio.protocol import methods
 from stepflow_trio.protocol.payloads import ExecuteParams, ExecuteResult
 from stepflow_trio.protocol.peer import Role
-from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config
+from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, StdioPluginConfig
 from stepflow_trio.runtime.events import Event
 from stepflow_trio.runtime.retries import Backoff, Constant, RetryPolicy
+from stepflow_trio.runtime.routing import Route, Rule
 from stepflow_trio.runtime.stores import MemoryRunStore, RunRecord
 
 INPUT = {"$input": "$"}
@@ -153,3 +159,73 @@ class RawWorker:
 
     async def _execute(self, params: ExecuteParams, request: RequestContext) -> ExecuteResult:
         return ExecuteResult(await self._act(request.connection, params))
+
+
+# ---- processes ------------------------------------------------------------------------------------------
+
+RAW = """
+import json, os, signal, sys, time
+signal.alarm(60)  # for a test that fails
+
+def send(**message):
+    os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\\n")
+
+def answer(request, output):
+    send(id=request["id"], result={"output": output})
+
+def executions(result={"serverProtocolVersion": 1}):
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message.get("method") == "initialize":
+            send(id=message["id"], result=result)
+        elif message.get("method") == "components/execute":
+            yield message
+"""
+"""The beginning of a worker in plain Python, which is ready in 20 ms and breaks any rule it is told to."""
+
+
+def raw_plugin(cwd: Path, script: str, **env: str) -> StdioPluginConfig:
+    """A worker whose script follows :data:`RAW`."""
+    path = cwd / f"worker_{len(list(cwd.iterdir()))}.py"
+    path.write_text(RAW + textwrap.dedent(script), encoding="utf-8")
+    return StdioPluginConfig(
+        command=sys.executable, args=("-I", "-S", str(path)), env=env, working_directory=cwd
+    )
+
+
+def own_plugin(cwd: Path, script: str, **env: str) -> StdioPluginConfig:
+    """A worker of this library: ``script`` registers components on ``worker``."""
+    path = cwd / f"worker_{len(list(cwd.iterdir()))}.py"
+    head = "import os, sys, time\nimport trio\nfrom stepflow_trio import Context, Worker\nworker = Worker()\n"
+    tail = "\nif __name__ == '__main__':\n    worker.run_stdio()\n"
+    path.write_text(head + textwrap.dedent(script) + tail, encoding="utf-8")
+    return StdioPluginConfig(command=sys.executable, args=(str(path),), env=env, working_directory=cwd)
+
+
+def processes(retries: int = 0, *, delay_s: float = 0.0, **plugins: StdioPluginConfig) -> Config:
+    """Each plugin at ``/<its name>/…``, and the builtin ones."""
+    routes = tuple(Route(f"/{name}/{{*component}}", (Rule(plugin=name),)) for name in plugins)
+    base = Config(
+        plugins={**DEFAULT_CONFIG.plugins, **plugins},
+        routes=(*DEFAULT_CONFIG.routes, *routes),
+        source="of a test",
+    )
+    return retrying(retries, backoff=Constant(delay_s=delay_s), base=base)
+
+
+def open_descriptors() -> list[str]:
+    """What this process has open, without the descriptor that lists it."""
+    found: list[str] = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(f"{number} {Path(f'/proc/self/fd/{number}').readlink()}")
+    return sorted(name for name in found if "/fd" not in name)
+
+
+def has_children() -> bool:
+    """Whether this process has a child, running or not reaped."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
