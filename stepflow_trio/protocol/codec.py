@@ -53,7 +53,7 @@ _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 _PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
 _ENVELOPE_KEYS = ("jsonrpc", "id", "method", "params", "result", "error")
-_QUOTED_KEYS = tuple(f'"{key}"'.encode() for key in _ENVELOPE_KEYS)
+_QUOTED_KEYS = re.compile('"(?:{})"'.format("|".join(_ENVELOPE_KEYS)).encode())
 
 
 def decode(
@@ -238,7 +238,8 @@ def _classify_unless_ambiguous(
     Of two ids the decoder keeps the last and other readers the first: each would see another message.
     """
     # A key that stands twice spells its name twice, or hides it behind an escape. Few messages do either.
-    if type(value) is dict and (b"\\u00" in text or any(text.count(quoted) > 1 for quoted in _QUOTED_KEYS)):
+    spelled = _QUOTED_KEYS.findall(text)
+    if type(value) is dict and (len(spelled) > len(set(spelled)) or b"\\u00" in text):
         message = cast("dict[str, Any]", value)
         if twice := _keys_that_stand_twice(text):
             own_id = message["id"] if "id" not in twice and _is_id(message.get("id")) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -246,8 +247,13 @@ def test_a_list_may_say_name_for_component() -> None:
 def test_an_info_may_say_name_for_component() -> None:
     for info in ({"name": "a"}, {"component": {"path": "a"}}):
         assert methods.COMPONENTS_INFO.read_result({"info": info}).info.component in ("a", "/a")
-    for info in (None, [], {"name": 1}, {"component": {}}):
-        with pytest.raises(RemoteProtocolError):
+    for info, problem in (
+        (None, "got `null` at $.info"),
+        ([], "got `array` at $.info"),
+        ({"name": 1}, "missing required field `component` at $.info"),
+        ({"component": {}}, "got `object` at $.info.component"),
+    ):
+        with pytest.raises(RemoteProtocolError, match=re.escape(problem)):
             methods.COMPONENTS_INFO.read_result({"info": info})
 
 
@@ -385,6 +391,9 @@ def test_what_a_runtime_says_of_itself_reaches_the_worker_and_back(
     assert welcome.dialect is hello.dialect
     assert welcome.extensions == {"batch"}
     assert welcome.supports_blob_refs is (hello.dialect is Dialect.V0_11)
+    plain = dialects.write_initialize_result(dialects.Hello(dialect=hello.dialect, version=1))
+    assert set(plain.values()) == {1}, "the version and nothing else"
+    assert not dialects.read_initialize_result(plain, transport).supports_blob_refs
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -447,6 +456,12 @@ def test_an_initialize_that_does_not_fit_is_refused_as_invalid_params(params: An
         dialects.read_initialize_params(params, "stdio")
     assert caught.value.code == ErrorCode.INVALID_PARAMS
     assert caught.value.data["detail"]
+
+
+def test_an_initialize_without_a_version_is_told_which_keys_there_are() -> None:
+    for params in (UNSET, {}, {"capabilities": {}}):
+        with pytest.raises(RpcError, match="neither runtimeProtocolVersion nor runtime_protocol_version"):
+            dialects.read_initialize_params(params, "stdio")
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,7 @@ def test_only_so_many_given_up_calls_are_remembered_and_the_oldest_is_forgotten_
     for call in calls:
         peer.abandon(call)
     assert peer.abandoned_count == 2
+    assert peer.abandoned == {calls[1].id, calls[2].id}
     dropped(peer, success(calls[0].id), "unknown_answer")
     dropped(peer, success(calls[1].id), "late_answer")
     dropped(peer, success(calls[2].id), "late_answer")
@@ -778,6 +779,50 @@ def test_a_batch_holds_at_most_so_many_messages_and_is_refused_whole() -> None:
     assert peer.calls == [call]
     assert peer.request_count == 0
     assert len(peer.receive(batch(request("a", 1), request("b", 2)))) == 2
+
+
+# ---- one event at a time ----------------------------------------------------------------------------
+
+
+def test_an_event_of_a_batch_is_found_out_when_it_is_asked_for() -> None:
+    peer = Peer()
+    first, second = peer.call("a")[0], peer.call("b")[0]
+    frames = request("m", 1), cancel(1), success(first.id, 1), success(second.id, 2), request("m", 1)
+    events = peer.events(batch(*frames))
+    asked = next(events)
+    assert type(asked) is InboundRequest
+    assert peer.answer(asked, 5) is None, "the rest of its batch is still to come"
+    late = next(events)
+    assert type(late) is Dropped
+    assert late.why == "late_cancel", "it was answered before this was asked for"
+    assert next(events) == Answered(first, 1)
+    peer.abandon(second)
+    late = next(events)
+    assert type(late) is Dropped
+    assert late.why == "late_answer"
+    again = next(events)
+    assert type(again) is InboundRequest, "its id was free again"
+    assert [a["result"] for a in sent(peer.answer(again, 6))] == [5, 6]
+    assert list(events) == []
+
+
+def test_nothing_follows_in_a_batch_once_the_peer_was_closed() -> None:
+    peer = Peer()
+    events = peer.events(batch(notification("a"), request("m", 1), b"1"))
+    assert next(events) == Notification("a")
+    peer.close()
+    assert list(events) == []
+    assert (peer.request_count, peer.dropped) == (0, {})
+
+
+def test_a_drained_peer_refuses_the_rest_of_a_batch() -> None:
+    peer = Peer()
+    events = peer.events(batch(request("m", 1), request("m", 2)))
+    asked = next(events)
+    assert type(asked) is InboundRequest
+    peer.drain()
+    assert [type(event) for event in events] == [Dropped]
+    assert [a.get("error", {}).get("code") for a in sent(peer.answer(asked, 1))] == [None, -32304]
 
 
 # ---- what is no message -----------------------------------------------------------------------------

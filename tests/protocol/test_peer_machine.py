@@ -224,6 +224,26 @@ class PeerMachine(RuleBasedStateMachine):
             self.check(event, item, owed, slot)
             slot += item[0] in (0, 4)
 
+    @rule(items=st.lists(st.tuples(ITEM, SMALL, SMALL), min_size=1, max_size=5))
+    def receive_batch_and_act_between(self, items: list[tuple[tuple[int, int, int], int, int]]) -> None:
+        """As the engine does it: what an event leads to happens before the next one is asked for."""
+        events = self.peer.events(codec.encode_batch([self.frame_of(item) for item, _, _ in items]))
+        if self.phase is Phase.CLOSED:
+            assert list(events) == []
+            return
+        owed, slot = Owed(sum(item[0] in (0, 4) for item, _, _ in items)), 0
+        for item, act, how in items:
+            self.check(next(events), item, owed, slot)
+            slot += item[0] in (0, 4)
+            if act == 0 and self.asked:
+                self.answer(0, how)
+            elif act == 1 and self.calls:
+                self.give_up(how, forget=False)
+            elif act == 2 and how == 0:
+                self.end(9)
+                break
+        assert list(events) == []
+
     @rule(which=SMALL)
     def receive_what_is_no_json(self, which: int) -> None:
         frame: bytes | FrameRejected = FrameRejected("x") if which == 0 else b"{" * which

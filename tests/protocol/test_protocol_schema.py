@@ -230,6 +230,36 @@ def test_initialize_is_spelled_as_the_dialect_spells_it() -> None:
         assert definition(dialect, "InitializeResult").is_valid({"server_protocol_version": 1}) != camel
 
 
+def test_initialize_is_described_down_to_its_capabilities() -> None:
+    def ask(key: str, version: int, capabilities: Any) -> dict[str, Any]:
+        params = {key: version, "capabilities": capabilities}
+        return {"jsonrpc": "2.0", "method": "initialize", "params": params, "id": 1}
+
+    newest, oldest = CHECKS[Dialect.V0_11], CHECKS[Dialect.V0_8]
+    for capabilities in (None, {}, {"blobApiUrl": None, "blobThreshold": None, "extensions": []}):
+        assert newest.is_valid(ask("runtimeProtocolVersion", 1, capabilities))
+    for wrong in ([], {"blobApiUrl": 1}, {"blobThreshold": "1"}, {"blobThreshold": -1}, {"extensions": "x"}):
+        assert not newest.is_valid(ask("runtimeProtocolVersion", 1, wrong))
+    assert not newest.is_valid(ask("runtimeProtocolVersion", -1, {}))
+    assert not oldest.is_valid(ask("runtime_protocol_version", 1, {"extensions": [1]}))
+    assert oldest.is_valid(ask("runtime_protocol_version", 1, {"blobApiUrl": 1})), "it knows no such key"
+    result = definition(Dialect.V0_11, "InitializeResult")
+    assert result.is_valid({"serverProtocolVersion": 0, "supportsBlobRefs": True, "extensions": ["x"]})
+    assert not result.is_valid({"serverProtocolVersion": 1, "supportsBlobRefs": "yes"})
+    assert not result.is_valid({"serverProtocolVersion": -1})
+
+
+def test_codes_are_explained_where_we_know_what_they_mean() -> None:
+    def explanation(dialect: Dialect) -> str | None:
+        return SCHEMAS[dialect]["$defs"]["Error"]["properties"]["code"].get("description")
+
+    assert explanation(Dialect.V0_8) is explanation(Dialect.V0_9) is None
+    known = explanation(Dialect.V0_11)
+    assert known is not None
+    assert "-32304: overloaded" in known
+    assert known.count(";") == len(ErrorCode) - 1
+
+
 @EACH
 def test_a_field_left_out_of_what_we_send_is_missed_where_it_is_required(dialect: Dialect) -> None:
     for method in methods_of(dialect):

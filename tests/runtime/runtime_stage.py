@@ -176,9 +176,10 @@ def answer(request, output):
 def executions(result={"serverProtocolVersion": 1}):
     for line in sys.stdin:
         message = json.loads(line)
-        if message.get("method") == "initialize":
+        method = message.get("method") if type(message) is dict else None
+        if method == "initialize":
             send(id=message["id"], result=result)
-        elif message.get("method") == "components/execute":
+        elif method == "components/execute":
             yield message
 """
 """The beginning of a worker in plain Python, which is ready in 20 ms and breaks any rule it is told to."""

@@ -132,11 +132,14 @@ async def test_cancelling_a_delayed_receive_loses_no_frame(autojump_clock: Any) 
 
 
 async def test_what_is_no_frame_passes_as_it_is(autojump_clock: Any) -> None:
-    near, far = byte_link_pair()
+    near, far = byte_link_pair(chunk_bytes=2)
     faulty = FaultyLink(near, receiving=Faults(instead={1: garbled}))
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(far.send, [b"whole"], nothing)
-        assert await faulty.receive() == [b"wh"]
+        nursery.start_soon(far.send, [b"frame"], nothing)
+        assert await faulty.receive() == [b"fr"]
+    rejected = FrameRejected("too long")
+    assert Faults(instead={1: garbled}).replace(rejected, 1) == (rejected,)
 
 
 # ---- byte links -----------------------------------------------------------------------------------------
