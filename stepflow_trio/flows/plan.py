@@ -72,6 +72,7 @@ class Plan:
         self._variables = {**variable_defaults(flow.schemas), **(variables or {})}
         self._position = {step.id: index for index, step in enumerate(flow.steps)}
         self._results: dict[str, FlowResult] = {}
+        self._step_errors: set[int] = set()  # the identities of the errors in it
         self._waiters: dict[str, list[_Waiter]] = {}
         self._demanded: deque[str] = deque()
         self._settled: deque[str] = deque()
@@ -153,6 +154,11 @@ class Plan:
         if outcome is None or waiter.step is None:
             return
         if isinstance(outcome, Failed):
+            error = outcome.error
+            if id(error) not in self._step_errors:
+                # Not another step's error, which travels unchanged: say whose input could not be had.
+                message = f"the input of step {waiter.step.id}: {error.message}"
+                outcome = Failed(FlowError(error.code, message, error.data))
             self._settle(waiter.step.id, outcome)
         else:
             self._ready[waiter.step.id] = ReadyStep(waiter.step, outcome.result)
@@ -163,6 +169,8 @@ class Plan:
             on_error = self._flow.steps[position].on_error
             if isinstance(on_error, UseDefault):
                 result = Success(on_error.value)
+        if isinstance(result, Failed):
+            self._step_errors.add(id(result.error))
         self._results[step_id] = result
         self._open.remove(step_id)
         self._settled.append(step_id)

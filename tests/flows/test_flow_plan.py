@@ -399,3 +399,19 @@ def test_a_failure_at_the_head_of_a_long_chain_settles_all_of_it():
     plan.take_ready()
     plan.record("s0", Failed(BOOM))
     assert plan.result == Failed(BOOM)
+
+
+def test_an_input_that_cannot_be_evaluated_names_its_step_and_a_failed_step_is_quoted_unchanged() -> None:
+    flow = flow_from_json(
+        {
+            "steps": [
+                {"id": "first", "component": "/x", "input": {"$input": "absent"}},
+                {"id": "second", "component": "/x", "input": {"$step": "first"}},
+            ],
+            "output": {"$step": "second"},
+        }
+    )
+    plan = Plan(flow, {})
+    assert isinstance(plan.result, Failed)
+    assert plan.result.error.message.startswith("the input of step first: ")
+    assert "second" not in plan.result.error.message

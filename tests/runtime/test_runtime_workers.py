@@ -37,7 +37,6 @@ from stepflow_trio.flows.results import Success
 from stepflow_trio.runtime import launchers, worker_plugin
 from stepflow_trio.runtime.config import Config, StdioPluginConfig, read_config
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
-from stepflow_trio.testing import RandomSample
 from stepflow_trio.transports.process import StopLadder, open_process_link
 
 QUICK = StopLadder(stdin_grace_s=0.3, term_grace_s=0.3, cancelled_grace_s=0.2)
@@ -73,7 +72,7 @@ async def failure_of(runtime: Runtime, *run: Any) -> RunFailed:
 
 async def until(condition: Callable[[], object]) -> None:
     with trio.fail_after(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 — what is waited for happens in another process
             await trio.sleep(0.005)
 
 
@@ -698,5 +697,6 @@ def test_a_runtime_with_a_process_can_be_cancelled_anywhere_and_leaves_nothing(t
 
     steps = run(None)
     assert len(results) == 1
-    for point in RandomSample(25).points(steps):
+    assert steps > 40
+    for point in range(1, steps + 1):
         run(point)
