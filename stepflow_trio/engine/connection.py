@@ -9,7 +9,6 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutine
 from typing import Any, TypeVar, cast, overload
@@ -23,6 +22,7 @@ from stepflow_trio.engine.handlers import Handlers, RequestContext
 from stepflow_trio.engine.limits import Limits
 from stepflow_trio.engine.link import Link
 from stepflow_trio.engine.outbox import Outbox, WaitingCall
+from stepflow_trio.engine.statistics import ConnectionStatistics
 from stepflow_trio.errors import (
     CallCancelled,
     CallFailed,
@@ -60,26 +60,6 @@ LAST_WORDS_S = 0.5
 what a peer said before it stopped listening is waited for."""
 
 _log = logging.getLogger("stepflow_trio.engine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionStatistics:
-    """What a connection holds and has seen, at one moment."""
-
-    phase: Phase
-    calls_waiting: int
-    calls_abandoned: int
-    """Given up, and the peer has not answered yet."""
-    requests_running: int
-    requests_waiting: int
-    outbox_frames: int
-    outbox_bytes: int
-    frames_sent: int
-    frames_received: int
-    requests_refused: int
-    """Answered −32304."""
-    dropped: dict[str, int]
-    """What arrived and had no effect, by kind: ``late_answer``, ``unknown_answer``, ``late_cancel``, …"""
 
 
 class Connection:
