@@ -44,7 +44,6 @@ from stepflow_trio.protocol.peer import (
     Event,
     InboundRequest,
     Peer,
-    Phase,
     Reply,
     Role,
 )
