@@ -92,7 +92,6 @@ class Connection:
         self._writer_scope = trio.CancelScope()
         self._writing = False
         self._end_of_input = False
-        self._peer_is_deaf = False
         self._loss: ConnectionLost | None = None
         self._lost = trio.Event()
         self._frames_sent = 0
@@ -248,8 +247,8 @@ class Connection:
         if self._outbox.withdraw(waiting):
             self._peer.forget(waiting.call)
         elif (cancel := self._peer.abandon(waiting.call)) is not None:
-            # Not refused where the outbox overruns: this runs while trio delivers a cancellation, which is
-            # no moment to end the connection. There is one at most for each call in flight.
+            # Not refused where the outbox overruns: that many calls are given up at once is not the peer's
+            # fault, and there is one of these at most for each call in flight.
             self._outbox.post(cancel)
         self._call_places.unpark()
 
@@ -303,7 +302,7 @@ class Connection:
 
     def _admit(self, inbound: InboundRequest) -> None:
         context = inbound.handler = RequestContext(self, inbound)
-        if self._running < self._limits.max_handlers and not self._waiting:
+        if self._running < self._limits.max_handlers:
             self._begin(context)
         elif len(self._waiting) < self._limits.max_waiting:
             self._waiting[context] = None
@@ -353,7 +352,6 @@ class Connection:
         # Not in the `finally`: where this task is cancelled from outside, nothing new is to begin.
         while self._waiting and self._running < self._limits.max_handlers:
             self._begin(self._waiting.popitem(last=False)[0])
-        self._note_idle()
 
     def _cancel(self, inbound: InboundRequest) -> None:
         context = cast("RequestContext", inbound.handler)
@@ -438,9 +436,9 @@ class Connection:
         for call in self._peer.hang_up():
             self._outbox.withdraw(call.waiter)
             self._wake(call.waiter, outcome.Error(ConnectionLost(loss.reason, loss.detail)))
-        self._call_places.unpark_all()
+        # Who waits for a place is woken by those who leave theirs.
         self._outbox.wake_waiting()
-        if self._peer.role is not Role.RUNTIME and not self._peer_is_deaf:
+        if self._peer.role is not Role.RUNTIME:
             await self.drain()
         self.lose(loss.reason, loss.detail)
 
@@ -458,7 +456,9 @@ class Connection:
                     await trio.lowlevel.checkpoint_if_cancelled()
                     frames = self._outbox.take()
                     if not frames:
-                        self._note_idle()
+                        # Whatever ends a request leaves a frame, so idleness always begins here.
+                        if self._is_idle:
+                            self._idle.unpark_all()
                         await self._outbox.wait_for_frames()
                         continue
                     self._writing = True
@@ -469,7 +469,6 @@ class Connection:
                     self._frames_sent += len(frames)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 scope.deadline = float("inf")
-                self._peer_is_deaf = True
                 if not self._end_of_input:
                     # It may have answered before it went away: the reader goes on, if the end is near.
                     with trio.move_on_after(LAST_WORDS_S):
@@ -491,10 +490,6 @@ class Connection:
     @property
     def _is_idle(self) -> bool:
         return not (self._running or self._waiting or self._writing or self._outbox.pending_frames)
-
-    def _note_idle(self) -> None:
-        if self._idle and self._is_idle:
-            self._idle.unpark_all()
 
     async def say_last_words(self) -> None:
         """Send what ends something, cancellations above all, although this task may be cancelled.

@@ -49,6 +49,9 @@ _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 _STEPS_AT_ONCE = 2**16
+_ANSWER_BEGINS = re.compile(
+    rb'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,16})\s*,\s*"(?:result|error)"\s*:'
+)
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 _PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
@@ -77,6 +80,15 @@ def decode(
         texts = msgspec.json.decode(frame, type=list[msgspec.Raw])
         return Batch(tuple(map(_classify_unless_ambiguous, items, map(bytes, texts))))
     return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
+
+
+def answers_begun(frame: bytes) -> list[int]:
+    """The ids that answers in ``frame`` have, where it is no JSON but holds the beginnings of answers.
+
+    Public workers cut an answer off when their stdout takes no more, its line's end included: then the next
+    answer stands behind it on the same line, and neither can be read.
+    """
+    return [int(found) for found in _ANSWER_BEGINS.findall(frame)]
 
 
 def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:
@@ -309,8 +321,10 @@ def _json_type(value: Any) -> str:
             return "null"
         case bool():
             return "a boolean"
-        case int() | float():
+        case int():
             return "a number"
+        case float():
+            return "a floating-point number"
         case str():
             return "a string"
         case list():

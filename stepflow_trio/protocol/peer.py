@@ -384,6 +384,10 @@ class Peer:
             yield self._reject(error, None, None)
             return
         message = codec.decode(frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items)
+        if type(message) is Malformed and (begun := self._answers_begun(frame, message)):
+            for id_ in begun:
+                yield self._settle_with_error(id_, message.error, garbled=True)
+            return
         if type(message) is not Batch:
             yield self._take(message, None, 0)
             return
@@ -453,6 +457,12 @@ class Peer:
         if type(malformed.id) is int and malformed.id in self._calls:
             return self._settle_with_error(malformed.id, malformed.error, garbled=True)
         return self._drop("malformed_answer", str(malformed.error.data))
+
+    def _answers_begun(self, frame: bytes, malformed: Malformed) -> list[int]:
+        """The calls that a frame which is no JSON seems to answer: no other answer will come to them."""
+        if malformed.error.code != ErrorCode.PARSE_ERROR:
+            return []
+        return [id_ for id_ in codec.answers_begun(frame) if id_ in self._calls]
 
     def _settle(self, id_: RequestId) -> Call | Dropped:
         if type(id_) is int:

@@ -38,11 +38,17 @@ class _StartedProcess:
         self.link: Link = process.link
         self.pid: int | None = process.pid
 
+    @property
+    def unfinished_bytes(self) -> int:
+        return self._process.link.unfinished_bytes
+
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
         if loss.reason not in (LossReason.PEER_CLOSED, LossReason.STREAM_ERROR):
             return loss
-        await self._process.wait_exited(EXIT_NOTICE_S)
-        return self._process.exit_error()
+        returncode = await self._process.wait_exited(EXIT_NOTICE_S)
+        # It lives on: then a stream that failed is all that there is to say.
+        is_known = returncode is not None or loss.reason is LossReason.PEER_CLOSED
+        return self._process.exit_error() if is_known else loss
 
 
 class _StartedTask:
@@ -52,6 +58,7 @@ class _StartedTask:
         self._fault: Exception | None = None
         self.link = link
         self.pid: int | None = None
+        self.unfinished_bytes = 0
 
     async def serve(self) -> None:
         """Let the worker serve. However it ends, the connection ends with it, and nothing else does."""

@@ -37,6 +37,11 @@ CANCEL_GRACE_S = 5.0
 """A worker that has not ended a cancelled execution by then is replaced by a new one."""
 
 
+STALLED_FRAME_S = 30.0
+"""A worker that sends nothing for so long in the middle of a message has lost the rest of it: it is replaced.
+As long as the engine waits by default for a worker that takes nothing."""
+
+
 class Started(Protocol):
     """A worker that runs, before anything was said."""
 
@@ -48,6 +53,11 @@ class Started(Protocol):
     @property
     def pid(self) -> int | None:
         """Its process; None: it is in this one."""
+        ...
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """How much of a message it has sent whose end has not come."""
         ...
 
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
@@ -201,7 +211,7 @@ class WorkerPlugin:
                     instance.outcome.set()
                     self.problem = None
                     self._observe(WorkerStarted(plugin=self.name, pid=started.pid))
-                    await _until_lost_or(instance.stop, connection)
+                    await _until_lost_or(instance.stop, started, connection)
                     if connection.loss is not None:
                         detail = str(await started.explain(connection.loss))
         except StepflowError as exc:
@@ -280,7 +290,7 @@ async def _initialize(connection: Connection) -> Welcome:
     return welcome
 
 
-async def _until_lost_or(stop: trio.Event, connection: Connection) -> None:
+async def _until_lost_or(stop: trio.Event, started: Started, connection: Connection) -> None:
     async with trio.open_nursery() as nursery:
 
         async def end_on_stop() -> None:
@@ -288,8 +298,23 @@ async def _until_lost_or(stop: trio.Event, connection: Connection) -> None:
             nursery.cancel_scope.cancel(reason="the worker is to stop")
 
         nursery.start_soon(end_on_stop)
+        if started.pid is not None:
+            nursery.start_soon(_lose_when_stalled, started, connection)
         await connection.wait_lost()
         nursery.cancel_scope.cancel(reason="the connection is lost")
+
+
+async def _lose_when_stalled(started: Started, connection: Connection) -> None:
+    """Public workers cut messages off. Who waits for what was in one would wait for ever."""
+    seen: tuple[int, int] | None = None
+    while True:
+        await trio.sleep(STALLED_FRAME_S)
+        now = started.unfinished_bytes, connection.statistics().frames_received
+        if now == seen and started.unfinished_bytes:
+            detail = f"it has sent nothing for {STALLED_FRAME_S:g} s, {now[0]:,} bytes into a message"
+            connection.lose(LossReason.PROTOCOL_VIOLATION, detail)
+            return
+        seen = now
 
 
 def _kind_of_answer(exc: CallFailed, instance: _Instance) -> FailureKind:

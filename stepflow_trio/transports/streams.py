@@ -41,6 +41,11 @@ class StreamLink:
         """A lasting connection, both ways, counts as stdio."""
         return "stdio"
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """How much of a frame has been received whose end has not."""
+        return self._framer.buffered_bytes
+
     async def receive(self) -> list[bytes | FrameRejected]:
         """Wait for frames; see :class:`~stepflow_trio.engine.link.Link`. Cancelling loses no byte."""
         while True:

@@ -344,6 +344,24 @@ async def test_a_place_that_its_next_caller_does_not_take_goes_to_the_one_after(
         assert results == ["a", "c"]
 
 
+async def test_a_place_that_is_given_up_goes_to_the_next(autojump_clock: Any) -> None:
+    async with scripted(limits=Limits(max_calls=1)) as (connection, peer), trio.open_nursery() as nursery:
+        first = trio.CancelScope()
+
+        async def call_first() -> None:
+            with first:
+                await connection.call("first")
+
+        nursery.start_soon(call_first)
+        await peer.expect("first")
+        nursery.start_soon(connection.call, "second")
+        await wait_all_tasks_blocked()
+        first.cancel()
+        await peer.expect_notification("$/cancelRequest")
+        await peer.expect("second")
+        nursery.cancel_scope.cancel()
+
+
 async def test_callers_get_their_places_in_the_order_in_which_they_came(autojump_clock: Any) -> None:
     async with scripted(limits=Limits(max_calls=1)) as (connection, peer), trio.open_nursery() as nursery:
         nursery.start_soon(connection.call, "ask", [0])

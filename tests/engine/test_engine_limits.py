@@ -87,8 +87,14 @@ async def max_outbox_bytes() -> None:
 
 
 async def write_bytes() -> None:
-    frame = codec.encode_notification("tell", ["x" * 100])
-    for bytes_more, frames_each in ((0, 3), (1, 4)):
+    notification = codec.encode_notification("tell", ["x" * 100])
+    call = codec.encode_request("ask", ["x" * 100], 1)
+    for frame, bytes_more, frames_each in (
+        (notification, 0, 3),
+        (notification, 1, 4),
+        (call, 0, 3),
+        (call, 1, 4),
+    ):
         writes: list[int] = []
 
         class Counting(FaultyLink):
@@ -97,12 +103,26 @@ async def write_bytes() -> None:
                 await super().send(frames, progressed)
 
         link, far_link = memory_link_pair()
+        released = trio.Event()
+        counting = Counting(link, sending=Faults(stall_after=0, released=released))
         limits = Limits(write_bytes=3 * len(frame) + bytes_more)
-        async with open_connection(Counting(link), offering(), limits=limits) as connection:
-            for _ in range(10):
-                assert connection.notify_nowait("tell", ["x" * 100])
-        assert writes == [frames_each] * (10 // frames_each) + [10 % frames_each]
-        assert len(await far_link.receive()) == 10
+        async with (
+            open_connection(counting, offering(), limits=limits) as connection,
+            trio.open_nursery() as nursery,
+        ):
+            await connection.notify("being written while the others queue")
+            await wait_all_tasks_blocked()
+            for _ in range(9):
+                if frame is notification:
+                    assert connection.notify_nowait("tell", ["x" * 100])
+                else:
+                    nursery.start_soon(connection.call, "ask", ["x" * 100])
+            await wait_all_tasks_blocked()
+            released.set()
+            await wait_all_tasks_blocked()
+            assert writes == [1, *{3: [3, 3, 3], 4: [4, 4, 1]}[frames_each]]
+            assert len(await far_link.receive()) == 10
+            nursery.cancel_scope.cancel()
 
 
 async def send_timeout_s() -> None:

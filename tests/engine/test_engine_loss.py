@@ -123,7 +123,10 @@ def test_every_reason_is_tried() -> None:
 
 async def test_waiters_are_woken_before_anything_else_runs(autojump_clock: Any) -> None:
     recorder = Recorder()
-    async with scripted(offering(wait=recorder.wait), limits=Limits(max_handlers=1)) as (connection, peer):
+    async with scripted(offering(wait=recorder.wait), limits=Limits(max_handlers=1, max_calls=5)) as (
+        connection,
+        peer,
+    ):
         losses: list[ConnectionLost] = []
 
         async def call() -> None:
@@ -132,8 +135,9 @@ async def test_waiters_are_woken_before_anything_else_runs(autojump_clock: Any) 
             losses.append(caught.value)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(10):
+            for _ in range(15):
                 nursery.start_soon(call)
+            await wait_all_tasks_blocked()
             await peer.send_raw(*(codec.encode_request("wait", [], n) for n in range(3)))
             await wait_all_tasks_blocked()
             # No await between these lines: the tables are empty and every caller is scheduled already.
@@ -141,9 +145,9 @@ async def test_waiters_are_woken_before_anything_else_runs(autojump_clock: Any) 
             statistics = connection.statistics()
             assert (statistics.calls_waiting, statistics.requests_waiting) == (0, 0)
             runnable = trio.lowlevel.current_statistics().tasks_runnable
-            assert runnable >= 11
-        assert len(losses) == 10
-        assert len({id(loss) for loss in losses}) == 10, "each caller has an exception of its own"
+            assert runnable >= 16, "5 callers, 10 that wait for a place, one handler"
+        assert len(losses) == 15
+        assert len({id(loss) for loss in losses}) == 15, "each caller has an exception of its own"
         assert recorder.cancelled == [0]
 
 
@@ -211,27 +215,37 @@ async def test_what_arrives_in_the_batch_behind_the_loss_is_dropped(autojump_clo
         assert loss.reason is LossReason.SEND_STALLED
         assert answers == [LossReason.SEND_STALLED]
         assert recorder.began == recorder.cancelled == [1]
+        assert connection.statistics().outbox_frames == 0
+        assert connection.statistics().dropped == {}
 
 
-async def test_a_timeout_of_a_handlers_callback_while_the_outbox_is_overfull_harms_nobody(
-    autojump_clock: Any,
-) -> None:
-    # Telling the peer of the timeout must not end the connection from within trio's cancel delivery:
-    # the handler that is being cancelled is one of those that the end would cancel again.
-    async def handler(_params: Any, context: RequestContext) -> None:
-        await context.connection.call("callback", timeout_s=1)
+@pytest.mark.parametrize("writing", [True, False])
+async def test_a_lost_connection_reads_and_writes_no_more(autojump_clock: Any, writing: bool) -> None:
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    async with scripted(sending=Faults(stall_after=0)) as (connection, peer):
+        assert trio.lowlevel.current_statistics().tasks_living == tasks + 2
+        if writing:
+            connection.notify_nowait("never taken")
+        await wait_all_tasks_blocked()
+        connection.lose(LossReason.IDLE_TIMEOUT, "enough")
+        await wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        await peer.request("echo", id_=1)
+        await peer.expect_nothing()
+        assert connection.statistics().frames_received == 0
 
-    async with scripted(
-        offering(work=handler), limits=Limits(max_outbox_bytes=100), sending=Faults(stall_after=1)
-    ) as (connection, peer):
-        await peer.request("work", id_=1)
-        await peer.expect("callback")
-        while connection.statistics().outbox_bytes < 200:
-            await peer.send_raw(b"no JSON")
-            await wait_all_tasks_blocked()
-        await trio.sleep(2)
-        loss = await connection.wait_lost()
-        assert loss.reason is LossReason.SEND_STALLED
+
+async def test_giving_up_many_calls_at_once_overruns_no_outbox(autojump_clock: Any) -> None:
+    async with scripted(limits=Limits(max_outbox_bytes=200)) as (connection, peer):
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(connection.call, "ask")
+            asked = [(await peer.expect("ask")).id for _ in range(50)]
+            nursery.cancel_scope.cancel()
+        assert connection.loss is None
+        given_up = [(await peer.expect_notification("$/cancelRequest")).params for _ in range(50)]
+        assert sorted(params["id"] for params in given_up) == asked  # type: ignore[call-overload]
+        assert connection.loss is None
 
 
 async def any_request(peer: ScriptedPeer) -> Request:
@@ -451,6 +465,54 @@ async def test_requests_that_come_while_draining_are_refused(autojump_clock: Any
         await peer.expect_end()
 
 
+async def test_at_the_end_of_input_callers_that_wait_for_room_fail_at_once(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    async with scripted(
+        offering(wait=recorder.wait),
+        receiving=Faults(end_after=2),
+        sending=Faults(stall_after=0),
+        limits=Limits(max_outbox_bytes=1),
+    ) as (connection, peer):
+        began = trio.current_time()
+        await peer.request("wait", id_=1)
+        connection.notify_nowait("being written")
+        await wait_all_tasks_blocked()
+        connection.notify_nowait("queued")
+
+        async def call() -> None:
+            with pytest.raises(ConnectionLost):
+                await connection.call("waits for room")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await wait_all_tasks_blocked()
+            await peer.notify("the last thing said")
+        assert trio.current_time() == began
+        assert connection.loss is None
+
+
+async def test_a_connection_that_is_lost_while_draining_waits_no_longer(autojump_clock: Any) -> None:
+    recorder = Recorder()
+    released = trio.Event()
+    began = trio.current_time()
+    async with (
+        trio.open_nursery() as nursery,
+        scripted(
+            offering(wait=recorder.wait), receiving=Faults(stall_after=1, released=released, fail_after=2)
+        ) as (_, peer),
+    ):
+        await peer.send_raw(*(codec.encode_request("wait", [], n) for n in range(2)))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(_after, 1, released)
+    assert trio.current_time() == began + 1
+    assert recorder.running == 0
+
+
+async def _after(delay_s: float, event: trio.Event) -> None:
+    await trio.sleep(delay_s)
+    event.set()
+
+
 # ---- exactly when ---------------------------------------------------------------------------------------
 
 
@@ -463,6 +525,16 @@ async def test_a_peer_that_takes_nothing_is_given_up_after_exactly_send_timeout_
         with pytest.raises(ConnectionLost, match=r"send_stalled.*accepted no bytes for 5 s"):
             await connection.call("ask")
         assert trio.current_time() == began + 5
+
+
+async def test_between_writes_no_time_counts(autojump_clock: Any) -> None:
+    async with connected(near_limits=Limits(send_timeout_s=5), far_limits=Limits(send_timeout_s=5)) as (
+        near,
+        _,
+    ):
+        for _ in range(3):
+            assert await near.call("echo", [1]) == [1]
+            await trio.sleep(100)
 
 
 async def test_a_peer_that_takes_a_little_in_time_is_kept(autojump_clock: Any) -> None:

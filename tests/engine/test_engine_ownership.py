@@ -85,7 +85,7 @@ async def test_a_cancelled_block_passes_it_on_and_waits_for_nothing(
     with trio.CancelScope() as outer:
         async with scripted(
             offering(wait=recorder.wait), limits=Limits(max_handlers=1), sending=Faults(stall_after=0)
-        ) as (_, peer):
+        ) as (connection, peer):
             await peer.send_raw(*(codec.encode_request("wait", [], n) for n in range(3)))
             await wait_all_tasks_blocked()
             outer.cancel()
@@ -97,6 +97,7 @@ async def test_a_cancelled_block_passes_it_on_and_waits_for_nothing(
     assert outer.cancelled_caught
     assert trio.current_time() == began
     assert recorder.began == recorder.cancelled == [0], "what waited for a place never began"
+    assert connection.statistics().requests_running == 0
 
 
 @pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)

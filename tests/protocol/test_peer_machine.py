@@ -411,7 +411,7 @@ class PeerMachine(RuleBasedStateMachine):
 
 
 TestPeer = PeerMachine.TestCase
-TestPeer.settings = settings(FUZZ, max_examples=int(120 * SCALE) or 1, stateful_step_count=40)
+TestPeer.settings = settings(FUZZ, max_examples=int(200 * SCALE) or 1, stateful_step_count=40)
 
 
 # ---- two peers --------------------------------------------------------------------------------------

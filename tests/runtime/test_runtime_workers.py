@@ -33,7 +33,7 @@ from runtime_stage import (
 
 from stepflow_trio import ErrorCode, RunFailed, Runtime, open_runtime
 from stepflow_trio.engine import Limits
-from stepflow_trio.flows.results import Success
+from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import launchers, worker_plugin
 from stepflow_trio.runtime.config import Config, StdioPluginConfig, read_config
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
@@ -266,6 +266,28 @@ async def test_a_worker_that_ends_in_a_call_is_started_again_and_all_its_calls_a
         assert {reason.code for reason in reasons} == {ErrorCode.CONNECTION_LOST}
         assert all(says in reason.message for reason in reasons)
         assert await runtime.run(one_step("/w/x"), "again") == [1, pids[1]]
+
+
+async def test_a_worker_that_closes_its_stdin_and_lives_on_is_replaced_and_told_of_as_it_was(
+    tmp_path: Path,
+) -> None:
+    script = """
+        for request in executions():
+            if not os.path.exists("closed"):
+                open("closed", "w").close()
+                os.close(0)
+                time.sleep(60)
+            answer(request, len(request["params"]["input"]))
+        """
+    seen = Seen()
+    async with running(processes(1, w=raw_plugin(tmp_path, script)), on_event=seen) as runtime:
+        run = await runtime.submit(one_step("/w/x"), ["x" * 2_000_000] * 2)
+        await run.wait()
+        assert run.results == [Success(2_000_000)] * 2
+    reason = seen.of(StepRetrying)[0].error
+    assert reason.code == ErrorCode.CONNECTION_LOST
+    assert "writing failed" in reason.message
+    assert "stdout" not in reason.message
 
 
 async def test_a_worker_that_is_killed_between_calls_is_started_again_for_the_next_one(
@@ -513,6 +535,82 @@ async def test_an_answer_that_is_none_is_an_error_of_its_call_only(tmp_path: Pat
         assert not scope.cancelled_caught
         assert await runtime.run(one_step("/w/x")) == "right"
     assert len(seen.of(WorkerStarted)) == 1
+
+
+CUTS = """
+def cut(request):
+    # As a public SDK does it when its stdout takes no more: the rest and the line's end are lost.
+    os.write(1, b'{"id":%d,"result":{"output":{"text":"xxxxxxxx' % request["id"])
+    open("cut", "w").close()
+
+for request in executions():
+    if request["params"]["input"] == "cut":
+        cut(request)
+    else:
+        answer(request, "whole")
+"""
+CUTS_ONCE = CUTS.replace('== "cut"', '== "cut" and request["params"]["attempt"] == 1')
+
+
+async def run_behind_a_cut(runtime: Runtime, cwd: Path) -> list[Any]:
+    """The results of a run whose answer is cut off, and of two that are asked for behind it."""
+    runs = [await runtime.submit(one_step("/w/x"), ["cut"])]
+    await until((cwd / "cut").exists)
+    for _ in range(2):
+        runs.append(await runtime.submit(one_step("/w/x"), ["whole"]))
+        await trio.sleep(0.02)
+    for run in runs:
+        await run.wait()
+    return [run.results[0] for run in runs]
+
+
+async def test_an_answer_that_is_cut_off_is_an_error_and_so_is_the_one_that_it_runs_into(
+    tmp_path: Path,
+) -> None:
+    seen = Seen()
+    async with running(processes(0, w=raw_plugin(tmp_path, CUTS)), on_event=seen) as runtime:
+        *lost, whole = await run_behind_a_cut(runtime, tmp_path)
+        assert whole == Success("whole")
+        for result in lost:
+            assert isinstance(result, Failed)
+            assert result.error.code == ErrorCode.GARBLED_MESSAGE
+        assert await runtime.run(one_step("/w/x"), "whole") == "whole"
+    assert len(seen.of(WorkerStarted)) == 1
+
+
+async def test_what_an_answer_that_was_cut_off_has_destroyed_is_asked_for_again(tmp_path: Path) -> None:
+    async with running(processes(1, w=raw_plugin(tmp_path, CUTS_ONCE))) as runtime:
+        assert await run_behind_a_cut(runtime, tmp_path) == [Success("whole")] * 3
+
+
+async def test_a_worker_that_falls_silent_in_the_middle_of_a_message_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_plugin, "STALLED_FRAME_S", 0.2)
+    seen = Seen()
+    async with running(processes(1, w=raw_plugin(tmp_path, CUTS_ONCE)), on_event=seen) as runtime:
+        assert await runtime.run(one_step("/w/x"), "cut") == "whole"
+    [reason] = [event.error for event in seen.of(StepRetrying)]
+    assert reason.code == ErrorCode.CONNECTION_LOST
+    assert "bytes into a message" in reason.message
+    assert len(seen.of(WorkerStarted)) == 2
+
+
+async def test_a_worker_that_sends_a_message_slowly_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_plugin, "STALLED_FRAME_S", 0.1)
+    script = """
+        for request in executions():
+            text = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {"output": 1}}) + "\\n"
+            for character in text:
+                os.write(1, character.encode())
+                time.sleep(0.02)
+        """
+    async with running(processes(0, w=raw_plugin(tmp_path, script))) as runtime:
+        began = trio.current_time()
+        assert await runtime.run(one_step("/w/x")) == 1
+        assert trio.current_time() - began > 0.8
 
 
 async def test_a_call_that_is_answered_under_a_wrong_id_waits_until_it_is_given_up(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""An answer that was cut off runs into the next one on its line; both callers must hear of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepflow_trio.errors import ErrorCode
+from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.peer import AnsweredWithError, Dropped, Peer, Reply
+
+WHOLE = b'{"jsonrpc":"2.0","id":2,"result":{"output":1}}'
+
+
+def asked(count: int = 3) -> Peer:
+    peer = Peer()
+    for _ in range(count):
+        peer.call("ask")
+    return peer
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b'{"id":1,"result":{"output":"xxx',
+        b'{"jsonrpc":"2.0","id":1,"result":{"output":"xxx',
+        b' { "jsonrpc" : "2.0" , "id" : 1 , "error" : {"code": 1',
+        b'{"id":1,"result":',
+    ],
+)
+def test_the_calls_of_both_answers_fail_and_others_wait_on(cut: bytes) -> None:
+    peer = asked()
+    events = peer.receive(cut + WHOLE)
+    assert all(isinstance(event, AnsweredWithError) and event.garbled for event in events)
+    assert [event.call.id for event in events if isinstance(event, AnsweredWithError)] == [1, 2]
+    assert [call.id for call in peer.calls] == [3]
+
+
+def test_the_answer_to_a_call_that_was_given_up_is_late_even_if_it_was_cut_off() -> None:
+    peer = asked()
+    peer.abandon(peer.calls[0])
+    [first, second] = peer.receive(b'{"id":1,"result":{"a' + WHOLE)
+    assert isinstance(first, Dropped)
+    assert first.why == "late_answer"
+    assert isinstance(second, AnsweredWithError)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"id":9,"result":{"a',
+        b'{"jsonrpc":"2.0","method":"ask","params":{"id":1,"resul',
+        b'{"id":1,"method":"ask","par',
+        b'{"id":"1","result":{"a',
+        b'{"text":"{\\"id\\":1,\\"result\\":1',
+        b"Loading id:1, result: 2",
+        b'{"id":1.5,"result":{"a',
+        b'{"id":-1,"result":{"a',
+    ],
+)
+def test_what_begins_no_answer_to_a_call_in_flight_is_refused_as_ever(frame: bytes) -> None:
+    peer = asked()
+    [reply] = peer.receive(frame)
+    assert isinstance(reply, Reply)
+    assert reply.error.code == ErrorCode.PARSE_ERROR
+    assert len(peer.calls) == 3
+
+
+def test_an_answer_that_is_whole_is_never_looked_at_in_this_way() -> None:
+    peer = asked()
+    [event] = peer.receive(b'{"jsonrpc":"2.0","id":3,"result":{"id":1,"result":{"id":2,"error":1}}}')
+    assert type(event).__name__ == "Answered"
+    assert [call.id for call in peer.calls] == [1, 2]
+
+
+@given(
+    st.lists(st.sampled_from([b"{", b'"id"', b":", b"1", b",", b'"result"', b'"jsonrpc"', b'"2.0"', b" "]))
+)
+def test_any_frame_at_all_is_searched_without_an_exception(parts: list[bytes]) -> None:
+    assert set(codec.answers_begun(b"".join(parts))) <= {int("1" * n) for n in range(1, 17)}
+
+
+def test_a_large_frame_is_searched_in_linear_time() -> None:
+    for hostile in (b"{" * 4_000_000, b"{ " * 2_000_000, b'{"id":' * 700_000, b'{"jsonrpc":"2.0",' * 250_000):
+        assert codec.answers_begun(hostile) == []
