@@ -20,7 +20,7 @@ from msgspec import UNSET
 from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.engine.handlers import Handlers, RequestContext
 from stepflow_trio.engine.limits import Limits
-from stepflow_trio.engine.link import Link
+from stepflow_trio.engine.link import EagerLink, Link
 from stepflow_trio.engine.outbox import Outbox, WaitingCall
 from stepflow_trio.engine.statistics import ConnectionStatistics
 from stepflow_trio.errors import (
@@ -78,6 +78,7 @@ class Connection:
         peer: Peer | None = None,
     ) -> None:
         self._link = link
+        self._eager_link = link if isinstance(link, EagerLink) else None
         self._handlers = handlers
         self._limits = limits
         self._nursery = nursery
@@ -421,13 +422,30 @@ class Connection:
                     if not frames:
                         break
                     self._frames_received += len(frames)
+                    self._outbox.hold()
                     for frame in frames:
                         for event in self._peer.events(frame):
                             self._take(event)
+                    self._send_eagerly()
+                    self._outbox.release()
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
                 return
             await self._end_input()
+
+    def _send_eagerly(self) -> None:
+        """Send what the reader has just answered itself, if the writer is idle and the link can."""
+        if self._eager_link is None or not self._outbox.writer_waits or self._loss is not None:
+            return
+        if frames := self._outbox.take():
+            self._frames_sent += len(frames)
+            # What is left of them is the writer's to finish, before anything else.
+            self._writing = not self._eager_link.send_nowait(frames)
+            if self._writing:
+                self._outbox.release()
+                self._outbox.wake_writer()
+            elif self._is_idle:
+                self._idle.unpark_all()
 
     async def _end_input(self) -> None:
         """The peer sends no more. A runtime that hangs up may still want the answers it asked for."""
@@ -455,7 +473,7 @@ class Connection:
                     # Cancelled here, the frames stay for the last words.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     frames = self._outbox.take()
-                    if not frames:
+                    if not frames and not self._writing:
                         # Whatever ends a request leaves a frame, so idleness always begins here.
                         if self._is_idle:
                             self._idle.unpark_all()
@@ -557,9 +575,10 @@ async def open_connection(
     """Run a connection over ``link`` for as long as the block lasts.
 
     Entering never waits for the peer. Leaving in order waits at most ``limits.drain_s`` for what is in
-    flight; leaving with an exception or by cancellation cancels it at once. Either way the link is closed
-    and no task is left. When the peer ends the connection, the block goes on: calls in it raise
-    :class:`ConnectionLost`, and :meth:`Connection.wait_lost` returns.
+    flight; leaving with an exception or by cancellation cancels it at once, and takes at most
+    :data:`LAST_WORDS_S` to tell the peer. Either way the link is closed and no task is left. When the peer
+    ends the connection, the block goes on: calls in it raise :class:`ConnectionLost`, and
+    :meth:`Connection.wait_lost` returns.
 
     The exception that comes out is the block's own, not a group of one.
     """

@@ -50,7 +50,7 @@ class RequestContext:
 
 
 RawHandler: TypeAlias = Callable[[Any, RequestContext], Any]
-"""Takes decoded params (``msgspec.UNSET`` where there are none); returns the result or an awaitable of it."""
+"""Takes decoded params (``msgspec.UNSET`` where there are none); returns the result or a coroutine of it."""
 
 
 class Handlers:

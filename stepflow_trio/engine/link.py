@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stepflow_trio.protocol.dialects import TransportKind
 from stepflow_trio.protocol.lines import FrameRejected
@@ -45,4 +45,25 @@ class Link(Protocol):
 
     async def aclose(self) -> None:
         """Close both ways, also when cancelled: the descriptors are free when it returns or raises."""
+        ...
+
+
+@runtime_checkable
+class EagerLink(Link, Protocol):
+    """A link that can also send without waiting.
+
+    The reader then sends what it has answered itself before it waits for more: a lone request is answered
+    one turn of the scheduler earlier.
+    """
+
+    def send_nowait(self, frames: Sequence[bytes]) -> bool:
+        """Send the frames as far as that needs no waiting.
+
+        Returns:
+            Whether all of it is gone. If not, the rest is kept and goes first with the next :meth:`send`,
+            which may be called without frames for that.
+
+        Raises:
+            OSError, trio.BrokenResourceError: the peer takes nothing any more.
+        """
         ...

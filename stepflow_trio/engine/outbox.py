@@ -35,6 +35,7 @@ class Outbox:
         self._bytes = 0
         self._writer: trio.lowlevel.Task | None = None
         self._closed = False
+        self._held = False
         self._room = trio.lowlevel.ParkingLot()
 
     @property
@@ -61,13 +62,13 @@ class Outbox:
         """Queue a frame of the urgent lane."""
         self._bytes += len(frame)
         self._urgent.append(frame)
-        self._wake_writer()
+        self.wake_writer()
 
     def post_call(self, waiting: WaitingCall, frame: bytes) -> None:
         """Queue a call's frame."""
         self._bytes += len(frame)
         self._calls[waiting] = frame
-        self._wake_writer()
+        self.wake_writer()
 
     def withdraw(self, waiting: WaitingCall) -> bool:
         """Take a call's frame back. False where the writer has it already."""
@@ -102,6 +103,21 @@ class Outbox:
         self._tell_of_room()
         return frames
 
+    @property
+    def writer_waits(self) -> bool:
+        """Whether the writer waits for frames, so that nobody has begun one."""
+        return self._writer is not None
+
+    def hold(self) -> None:
+        """Do not wake the writer until :meth:`release`: what follows may go together, or without it."""
+        self._held = True
+
+    def release(self) -> None:
+        """Wake the writer if there is something for it."""
+        self._held = False
+        if self._urgent or self._calls:
+            self.wake_writer()
+
     async def wait_for_frames(self) -> None:
         """Wait, as the writer, until there is something to take or the outbox is closed."""
         if self._urgent or self._calls or self._closed:
@@ -126,17 +142,19 @@ class Outbox:
     def close(self) -> None:
         """Drop everything and wake everyone."""
         self._closed = True
+        self._held = False
         self._urgent.clear()
         self._calls.clear()
         self._bytes = 0
-        self._wake_writer()
+        self.wake_writer()
         self.wake_waiting()
 
     def _tell_of_room(self) -> None:
         if self._room and not self.is_full:
             self.wake_waiting()
 
-    def _wake_writer(self) -> None:
-        if self._writer is not None:
+    def wake_writer(self) -> None:
+        """Make the writer look what there is to do, unless it is held."""
+        if self._writer is not None and not self._held:
             trio.lowlevel.reschedule(self._writer)
             self._writer = None

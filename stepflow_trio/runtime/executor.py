@@ -48,12 +48,21 @@ class Executor:
         *,
         run_id: str,
         flow_id: str,
+        trace_id: str,
         item_index: int,
         variables: Mapping[str, Any],
         deadline: float,
     ) -> FlowResult:
         """Run the flow once. Cancelling it cancels every step that runs."""
-        item = _Item(self, Plan(flow, input, variables=variables), run_id, flow_id, item_index, deadline)
+        item = _Item(
+            self,
+            Plan(flow, input, variables=variables),
+            run_id=run_id,
+            flow_id=flow_id,
+            trace_id=trace_id,
+            index=item_index,
+            deadline=deadline,
+        )
         return await item.execute()
 
     async def execute_step(self, item: _Item, ready: ReadyStep) -> FlowResult:
@@ -104,7 +113,9 @@ class Executor:
             target.component,
             ready.input,
             attempt=attempt,
+            # Both of the first two always: public workers send none of the five back without them.
             observability=Observability(
+                trace_id=item.trace_id,
                 span_id=item.span_id(ready.step.id),
                 run_id=item.run_id,
                 flow_id=item.flow_id,
@@ -124,12 +135,21 @@ class _Item:
     """One item while it runs. All of its state is the plan's, which its recorded results rebuild."""
 
     def __init__(
-        self, executor: Executor, plan: Plan, run_id: str, flow_id: str, index: int, deadline: float
+        self,
+        executor: Executor,
+        plan: Plan,
+        *,
+        run_id: str,
+        flow_id: str,
+        trace_id: str,
+        index: int,
+        deadline: float,
     ) -> None:
         self._executor = executor
         self._plan = plan
         self.run_id = run_id
         self.flow_id = flow_id
+        self.trace_id = trace_id
         self.index = index
         self.deadline = deadline
 

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from stepflow_trio.engine.ending import last_words
-from stepflow_trio.errors import ErrorCode
+from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.protocol import codec
@@ -47,6 +47,7 @@ class Run:
         variables: Mapping[str, Any],
         max_concurrency: int,
         deadline: float,
+        trace_id: str,
     ) -> None:
         self.id = run_id
         self.flow = flow
@@ -55,6 +56,8 @@ class Run:
         self.variables = variables
         self.max_concurrency = max_concurrency
         self.deadline = deadline
+        self.trace_id = trace_id
+        """32 hex digits that this run and all below it have in common."""
         self.results: list[FlowResult | None] = [None] * len(inputs)
         """One for each input; None until that item has ended, and for ever where it was cancelled."""
         self.status = "running"
@@ -172,6 +175,7 @@ class Run:
                     self.inputs[index],
                     run_id=self.id,
                     flow_id=self.flow_id,
+                    trace_id=self.trace_id,
                     item_index=index,
                     variables=self.variables,
                     deadline=self.deadline,
@@ -219,6 +223,17 @@ class Runs:
         self._now = now
         self._new_id = new_id
         self._active: dict[str, Run] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Cancel the runs that are at work, and start no further ones."""
+        self._closed = True
+        self._nursery.cancel_scope.cancel(reason="the runtime is closed")
+
+    def check_open(self) -> None:
+        """Raise :class:`LocalProtocolError` once this is closed."""
+        if self._closed:
+            raise LocalProtocolError("this runtime is closed: its block has been left")
 
     def active(self, run_id: str | None) -> Run | None:
         """The run of this id, as long as it or a run below it is at work."""
@@ -240,7 +255,11 @@ class Runs:
 
         With a ``subflow_key`` that ``parent`` has seen with the same flow and inputs, return that run, unless
         it failed or was cancelled. Cancelled, it has started nothing.
+
+        Raises:
+            LocalProtocolError: this is closed.
         """
+        self.check_open()
         if parent is not None and subflow_key is not None:
             known = parent.subflows.get(subflow_key)
             # Keys are made by workers, and some make the same one for different submissions.
@@ -248,14 +267,16 @@ class Runs:
                 await known.wait_recorded()
                 if known.status in ("running", "completed") and not known.is_cancelled:
                     return known
+        run_id = self._new_id()
         run = Run(
-            run_id=str(self._new_id()),
+            run_id=str(run_id),
             flow=flow,
             flow_id=flow_id,
             inputs=inputs,
             variables=variables,
             max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,
             deadline=deadline,
+            trace_id=parent.trace_id if parent is not None else run_id.hex,
         )
         if parent is not None and subflow_key is not None:
             parent.subflows[subflow_key] = run
@@ -276,10 +297,13 @@ class Runs:
             run.give_up()
             raise
         run.note_recorded()
-        if parent is not None and parent.is_cancelled:
-            run.cancel()
-        owner = parent.nursery if parent is not None and parent.nursery is not None else self._nursery
         self._active[run.id] = run
+        if self._closed or (parent is not None and parent.is_cancelled):
+            # It came too late to begin. That it is over goes on record as its start did.
+            run.cancel()
+            await self._own(run)
+            return run
+        owner = parent.nursery if parent is not None and parent.nursery is not None else self._nursery
         owner.start_soon(self._own, run, name=f"run {run.id}")
         return run
 

@@ -96,7 +96,7 @@ class Runtime:
 
         Raises:
             FlowInvalid: the flow cannot be run as written; nothing was started.
-            LocalProtocolError: the input or a variable is not JSON; nothing was started.
+            LocalProtocolError: the input or a variable is not JSON, or the runtime's block has been left.
             RunFailed: the run failed; ``code``, ``message`` and ``data`` are those of its result.
             RunCancelled: somebody else cancelled the run.
         """
@@ -133,7 +133,7 @@ class Runtime:
 
         Raises:
             FlowInvalid: the flow cannot be run as written; nothing was started.
-            LocalProtocolError: an input or a variable is not JSON; nothing was started.
+            LocalProtocolError: an input or a variable is not JSON, or the runtime's block has been left.
             ValueError: ``max_concurrency`` is less than 1.
         """
         if max_concurrency is not None and max_concurrency < 1:
@@ -158,7 +158,11 @@ class Runtime:
         """Every component that flows can use now, by path. Starts workers that do not run.
 
         A plugin that cannot say is left out; :attr:`plugin_problems` says why.
+
+        Raises:
+            LocalProtocolError: the runtime's block has been left.
         """
+        self._runs.check_open()
         listed: list[ListedComponent] = []
 
         async def list_plugin(name: str, plugin: Plugin) -> None:
@@ -295,7 +299,7 @@ async def open_runtime(
                         try:
                             yield Runtime(runs=runs, plugins=plugins, router=router, blob_store=blob_store)
                         finally:
-                            run_nursery.cancel_scope.cancel(reason="the runtime is closed")
+                            runs.close()
             finally:
                 for plugin in plugins.values():
                     if isinstance(plugin, WorkerPlugin):

@@ -60,6 +60,16 @@ class DescriptorStream(trio.abc.Stream):
                 except OSError as exc:
                     raise trio.BrokenResourceError(f"cannot write: {exc.strerror}") from exc
 
+    def send_nowait(self, data: bytes) -> int:
+        """Write what there is room for; return how many bytes that was. Raises as :meth:`send_all` does."""
+        self._check_open()
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"cannot write: {exc.strerror}") from exc
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room, or the other end is gone."""
         self._check_open()

@@ -23,7 +23,7 @@ from stepflow_trio.errors import SpawnFailed, WorkerExited
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.transports.descriptors import DescriptorStream
 from stepflow_trio.transports.programs import TRANSIENT_ERRORS, find_program, why_not_started
-from stepflow_trio.transports.streams import RECEIVE_BYTES, StreamLink
+from stepflow_trio.transports.streams import RECEIVE_BYTES, DescriptorLink
 
 STDERR_TAIL_LINES = 100
 """The last lines of stderr that are kept (PROTOCOL section 3)."""
@@ -93,7 +93,7 @@ class WorkerProcess:
         self._on_stderr_line = on_stderr_line
         self.command = command
         """What was started, as one would type it."""
-        self.link = StreamLink(self._stdout, pipes.stdin, max_frame_bytes=max_frame_bytes)
+        self.link = DescriptorLink(self._stdout, pipes.stdin, max_frame_bytes=max_frame_bytes)
         """Its stdin and stdout. When the process ends, what it has written can still be received."""
 
     @property

@@ -19,7 +19,7 @@ import trio
 from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.transports.descriptors import DescriptorStream
-from stepflow_trio.transports.streams import RECEIVE_BYTES, StreamLink
+from stepflow_trio.transports.streams import RECEIVE_BYTES, DescriptorLink, StreamLink
 
 T = TypeVar("T")
 
@@ -50,7 +50,10 @@ async def open_stdio_link(
         LocalProtocolError: stdin and stdout are claimed already, or one of them is closed.
     """
     with _claim(orphan_grace_s) as (stdin, stdout):
-        link = StreamLink(stdin, stdout, max_frame_bytes=max_frame_bytes)
+        if isinstance(stdout, DescriptorStream):
+            link = DescriptorLink(stdin, stdout, max_frame_bytes=max_frame_bytes)
+        else:
+            link = StreamLink(stdin, stdout, max_frame_bytes=max_frame_bytes)
         try:
             yield link
         finally:

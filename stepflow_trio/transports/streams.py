@@ -8,6 +8,7 @@ import trio
 
 from stepflow_trio.protocol.dialects import TransportKind
 from stepflow_trio.protocol.lines import MAX_FRAME_BYTES, FrameRejected, LineFramer
+from stepflow_trio.transports.descriptors import DescriptorStream
 
 RECEIVE_BYTES = 64 * 2**10
 """Asked for in one read; what a pipe holds by default."""
@@ -87,3 +88,36 @@ class StreamLink:
 
     def __repr__(self) -> str:
         return f"<StreamLink over {self._receive_stream!r} and {self._send_stream!r}>"
+
+
+class DescriptorLink(StreamLink):
+    """Frames over a pair of byte streams of which the sending one is a descriptor's; an
+    :class:`~stepflow_trio.engine.link.EagerLink`.
+    """
+
+    def __init__(
+        self,
+        receive_stream: trio.abc.ReceiveStream,
+        send_stream: DescriptorStream,
+        *,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        super().__init__(receive_stream, send_stream, max_frame_bytes=max_frame_bytes)
+        self._descriptor = send_stream
+        self._unsent = b""
+
+    def send_nowait(self, frames: Sequence[bytes]) -> bool:
+        """Send as far as there is room; see :class:`~stepflow_trio.engine.link.EagerLink`."""
+        data = b"\n".join([*frames, b""])
+        if self._unsent:
+            self._unsent += data
+        else:
+            self._unsent = data[self._descriptor.send_nowait(data) :]
+        return not self._unsent
+
+    async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
+        """Send the rest of what :meth:`send_nowait` has begun, and the frames."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._write(unsent, progressed)
+        await super().send(frames, progressed)

@@ -266,7 +266,11 @@ class Context:
         max_concurrency: int | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> list[ItemResult]:
-        """Run a flow once for each input; return every item's end, in the order of the inputs."""
+        """Run a flow once for each input; return every item's end, in the order of the inputs.
+
+        Raises:
+            RemoteProtocolError: the runtime says that the run is over, and has not one result for each item.
+        """
         status = await self.submit_run(
             flow,
             inputs,
@@ -276,9 +280,15 @@ class Context:
             # As long as this call lasts, giving it up gives the run up.
             timeout_s=EVALUATION_TIMEOUT_S,
         )
-        while status.status in ("running", "paused") or status.results is None:
+        while status.status in ("running", "paused"):
             status = await self.get_run(status.run_id, wait=True, include_results=True)
-        return sorted(status.results, key=lambda item: item.item_index)
+        if status.results is None:
+            status = await self.get_run(status.run_id, include_results=True)
+        results = sorted(status.results or (), key=lambda item: item.item_index)
+        if [item.item_index for item in results] != list(range(len(inputs))):
+            message = f"run {status.run_id} is {status.status}, but its results are not those of its items"
+            raise RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE)
+        return results
 
     # ---- progress -----------------------------------------------------------------------------------
 

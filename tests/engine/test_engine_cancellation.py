@@ -10,11 +10,11 @@ import trio
 from engine_stage import Recorder, connected, offering, scripted
 from trio.testing import wait_all_tasks_blocked
 
-from stepflow_trio.engine import Connection, Limits, RequestContext
+from stepflow_trio.engine import Connection, Limits, RequestContext, open_connection
 from stepflow_trio.errors import CallCancelled, CallTimeout, ErrorCode
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.peer import Role
-from stepflow_trio.testing import Faults, ScriptedPeer
+from stepflow_trio.testing import Faults, ScriptedPeer, byte_link_pair
 
 ROLES = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
 CANCELLED = ErrorCode.REQUEST_CANCELLED
@@ -51,6 +51,21 @@ async def test_a_cancellation_in_the_next_read_is_not_lost(autojump_clock: Any) 
         await peer.send_raw(cancel(1))
         await peer.expect_error(1, CANCELLED)
         assert recorder.running == 0
+
+
+@pytest.mark.parametrize("chunk_bytes", [*range(1, 12), 40, 54, 55, 56, 57, 100, 200])
+async def test_a_cancellation_is_not_lost_however_the_bytes_are_cut(
+    autojump_clock: Any, chunk_bytes: int
+) -> None:
+    recorder = Recorder()
+    near, far = byte_link_pair(chunk_bytes=chunk_bytes)
+    async with open_connection(near, offering(wait=recorder.wait)):
+        peer = ScriptedPeer(far)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.send_raw, request(1), cancel(1), request(2, "echo"))
+            answers: list[Any] = [await peer.receive(), await peer.receive()]
+        assert sorted(answer.id for answer in answers) == [1, 2]
+        assert recorder.began == recorder.cancelled == [1]
 
 
 @pytest.mark.parametrize("max_handlers", [1, 10], ids=["waiting", "running"])

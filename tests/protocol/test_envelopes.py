@@ -262,10 +262,25 @@ def test_unknown_keys_are_ignored() -> None:
     assert codec.decode(frame(result="1", id="7", **extra)) == Success(1, 7)
 
 
-@pytest.mark.parametrize("text", [b"null", b"true", b"1", b"1.5", b'"x"'])
-def test_a_message_is_an_object(text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"null", "null"),
+        (b"true", "a boolean"),
+        (b"1", "a number"),
+        (b"1.5", "a floating-point number"),
+        (b'"x"', "a string"),
+        (b'"\\u0041"', "a string"),
+    ],
+)
+def test_a_message_is_an_object(text: bytes, what: str) -> None:
     message = malformed(codec.decode(text))
     assert (message.id, message.is_response) == (None, False)
+    assert message.error.data["detail"] == f"a message is an object, not {what}"
+    batch = codec.decode(b"[" + text + b', [{"id":1,"id":2}]]')
+    assert type(batch) is Batch
+    assert batch.items[0] == message
+    assert malformed(batch.items[1]).error.data["detail"] == "a message is an object, not an array"
 
 
 MEMBERS: dict[str, list[str | None]] = {
@@ -346,6 +361,9 @@ def test_an_envelope_key_that_stands_twice_is_invalid_however_it_is_spelled(
     text: str, id_: Any, is_response: bool
 ) -> None:
     message = malformed(codec.decode(text.encode()))
+    keys = [key for key, _ in json.loads(text, object_pairs_hook=list)]
+    for key in set(keys):
+        assert (f'"{key}"' in message.error.data["detail"]) == (keys.count(key) > 1)
     assert "twice" in message.error.data["detail"]
     assert (message.id, message.is_response) == (id_, is_response)
 

@@ -17,8 +17,10 @@ from runtime_stage import OpenRunStore, RawWorker, Seen, Stage, flow, one_step, 
 from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio import CallFailed, Connection, Context, ErrorCode, RunFailed, Worker, open_runtime
+from stepflow_trio.engine import Handlers, Link, open_connection
 from stepflow_trio.flows.results import Success
 from stepflow_trio.protocol.payloads import ExecuteParams
+from stepflow_trio.protocol.peer import Role
 from stepflow_trio.runtime.events import StepProgressed
 from stepflow_trio.runtime.stores import Blob, MemoryBlobStore
 
@@ -451,6 +453,35 @@ async def test_a_run_below_sees_the_variables_of_the_run_above(autojump_clock: A
     workers = {"raw": RawWorker(act), "w": Stage().worker}
     async with open_runtime(workers=workers) as runtime:
         assert await runtime.run(one_step("/raw/x"), variables={"who": "me"}) == "me"
+
+
+async def test_a_run_that_is_submitted_while_the_runtime_closes_never_begins_and_its_record_says_so(
+    autojump_clock: Any,
+) -> None:
+    class SlowStore(OpenRunStore):
+        async def append(self, event: Any) -> None:
+            await trio.sleep(1)
+            await super().append(event)
+
+    class Unasked:
+        """Submits a run by itself, as soon as it is initialized."""
+
+        async def serve(self, link: Link) -> None:
+            handlers = Handlers()
+            handlers.on_raw_request("initialize", lambda _params, _request: {"serverProtocolVersion": 1})
+            async with open_connection(link, handlers, role=Role.WORKER) as connection:
+                await trio.sleep(1)
+                flow_id = await stored(connection, WAITS)
+                submitted = {"flowId": flow_id, "inputs": ["x"], "subflowKey": KEY}
+                statuses.append((await connection.call("runs/submit", submitted))["status"])
+
+    statuses: list[str] = []
+    store, stage = SlowStore(), Stage()
+    async with open_runtime(workers={"u": Unasked(), "w": stage.worker}, run_store=store):
+        await trio.sleep(1.5)
+    assert store.statuses == ["cancelled"]
+    assert statuses == ["cancelled"]
+    assert stage.began == []
 
 
 # ---- subflow keys ---------------------------------------------------------------------------------------

@@ -130,6 +130,34 @@ async def test_a_component_is_told_run_flow_step_and_attempt(autojump_clock: Any
     assert told == [str(run_id), flow_id(flow_from_json(asks)), "only", 1, None]
 
 
+async def test_a_run_and_the_runs_below_it_have_one_trace_and_every_step_has_its_own_span(
+    autojump_clock: Any, stage: Stage
+) -> None:
+    @stage.component
+    async def who(context: Context) -> Any:
+        return [context.trace_id, context.span_id]
+
+    @stage.component
+    async def above(context: Context) -> Any:
+        below = await context.evaluate_flow(one_step("/w/who", {}), None)
+        return [[context.trace_id, context.span_id], below]
+
+    both = flow(step("a", "/w/above", {}), step("b", "/w/who", {}), output=[{"$step": "a"}, {"$step": "b"}])
+    async with open_runtime(workers={"w": stage.worker}) as runtime:
+        run = await runtime.submit(both, [1, 2])
+        await run.wait()
+    told = [
+        pair
+        for result in run.results
+        if isinstance(result, Success)
+        for pair in (*result.result[0], result.result[1])
+    ]
+    assert {trace_id for trace_id, _ in told} == {run.id.replace("-", "")}
+    spans = {span_id for _, span_id in told}
+    assert len(spans) == 6
+    assert all(re.fullmatch("[0-9a-f]{16}", span_id) for span_id in spans)
+
+
 async def test_a_component_can_read_the_flow_that_it_runs_in(autojump_clock: Any, stage: Stage) -> None:
     @stage.component
     async def own_flow(context: Context) -> Any:
@@ -392,6 +420,19 @@ async def test_whoever_waits_for_a_run_when_the_runtime_closes_is_told_that_it_w
 
         nursery.start_soon(wait)
         await stage.has_begun.wait()
+
+
+async def test_a_runtime_whose_block_was_left_says_so(autojump_clock: Any, stage: Stage) -> None:
+    store = OpenRunStore()
+    async with open_runtime(workers={"w": stage.worker}, run_store=store) as runtime:
+        pass
+    with pytest.raises(LocalProtocolError, match="block has been left"):
+        await runtime.run(ECHO, 1)
+    with pytest.raises(LocalProtocolError, match="block has been left"):
+        await runtime.submit(ECHO, [1])
+    with pytest.raises(LocalProtocolError, match="block has been left"):
+        await runtime.list_components()
+    assert store.records == []
 
 
 # ---- what cannot be used --------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 It is a program of that SDK's users, not of ours: names, types and the ``context`` parameter are its rules.
 """
 
-import asyncio
+import asyncio  # noqa: TID251 — that SDK runs on it
 import os
 import time
 
@@ -103,7 +103,7 @@ async def sleeps(input: dict, context: StepflowContext) -> dict:
 
 @server.component
 def blocks(input: dict) -> dict:
-    time.sleep(input["seconds"])
+    time.sleep(input["seconds"])  # noqa: TID251 — that it blocks is what it is for
     return {}
 
 
