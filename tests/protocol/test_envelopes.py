@@ -351,6 +351,12 @@ TWICE = [
     ('{"jsonrpc":"2.0","error":{"code":1,"message":"x"},"error":{},"id":"1"}', "1", True),
     ('{"jsonrpc":"2.0","error":null,"result":1,"error":null,"id":1}', 1, True),
     ('{"id":1,"id":2}', None, False),
+    # As many names of the envelope as there are different keys, or more, or fewer.
+    ('{"jsonrpc":"2.0","method":"m","id":1,"id":2,"x":0}', None, False),
+    ('{"jsonrpc":"2.0","method":"m","id":1,"id":2,"x":0,"y":0}', None, False),
+    ('{"jsonrpc":"2.0","method":"m","id":1,"id":2,"x":"id"}', None, False),
+    ('{"jsonrpc":"2.0","method":"m","method":"n","x":0,"id":1}', 1, False),
+    ('{"jsonrpc":"2.0","result":1,"result":2,"id":1,"x":0}', 1, True),
     ('{"jsonrpc":"2.0","id":1,"id":2}', None, False),
     ('{"jsonrpc":"2.0","method":"m","result":1,"method":"m","id":1}', 1, False),
 ]  # fmt: skip
