@@ -249,12 +249,13 @@ def _classify_unless_ambiguous(
 
     Of two ids the decoder keeps the last and other readers the first: each would see another message.
     """
-    # Where as many of the envelope's names are spelled as there are keys, each key is one of them and stands
-    # once; or one hides behind an escape. Few messages ask for the closer look.
+    # A key that stands twice spells its name twice, or hides it behind an escape. Few messages do either.
+    # (How many keys the message has says nothing: an unknown key would make up for the lost one.)
     if type(value) is not dict:
         return classify(value)
     message = cast("dict[str, Any]", value)
-    is_plain = len(_QUOTED_KEYS.findall(text)) == len(message) and b"\\u00" not in text
+    spelled = _QUOTED_KEYS.findall(text)
+    is_plain = len(spelled) == len(set(spelled)) and b"\\u00" not in text
     if not is_plain and (twice := _keys_that_stand_twice(text)):
         own_id = message["id"] if "id" not in twice and _is_id(message.get("id")) else None
         names = ", ".join(f'"{key}"' for key in _ENVELOPE_KEYS if key in twice)
