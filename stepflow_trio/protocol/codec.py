@@ -88,7 +88,14 @@ def answers_begun(frame: bytes) -> list[int]:
     Public workers cut an answer off when their stdout takes no more, its line's end included: then the next
     answer stands behind it on the same line, and neither can be read.
     """
-    return [int(found) for found in _ANSWER_BEGINS.findall(frame)]
+    frame = frame.strip()
+    found = list(_ANSWER_BEGINS.finditer(frame))
+    # Behind a bracket, a comma or a colon stands what an answer contains, however much it looks like one;
+    # unless the frame was cut off just there, and what follows is a whole message.
+    begun = [match for match in found if not match.start() or frame[match.start() - 1] not in b"[,: \t"]
+    if found and found[-1] not in begun and type(decode(frame[found[-1].start() :])) in (Success, Failure):
+        begun.append(found[-1])
+    return [int(match[1]) for match in begun]
 
 
 def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:

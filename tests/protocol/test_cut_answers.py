@@ -37,6 +37,17 @@ def test_the_calls_of_both_answers_fail_and_others_wait_on(cut: bytes) -> None:
     assert [call.id for call in peer.calls] == [3]
 
 
+@pytest.mark.parametrize(
+    "inside", [b'[{"id":3,"result":0},{"a', b'{"x": {"id":3,"result":0},"b', b'{"id":3,"result":']
+)
+def test_an_object_that_looks_like_an_answer_inside_one_ends_no_call(inside: bytes) -> None:
+    peer = asked()
+    [event] = peer.receive(b'{"id":1,"result":{"output":' + inside)
+    assert isinstance(event, AnsweredWithError)
+    assert event.call.id == 1
+    assert [call.id for call in peer.calls] == [2, 3]
+
+
 def test_the_answer_to_a_call_that_was_given_up_is_late_even_if_it_was_cut_off() -> None:
     peer = asked()
     peer.abandon(peer.calls[0])
