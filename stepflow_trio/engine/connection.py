@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import secrets
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
@@ -18,24 +17,21 @@ import trio
 from msgspec import UNSET
 
 from stepflow_trio.engine.ending import last_words, one_exception
+from stepflow_trio.engine.failures import error_for_peer, failure_of_call
 from stepflow_trio.engine.handlers import Handlers, RequestContext
 from stepflow_trio.engine.limits import Limits
 from stepflow_trio.engine.link import EagerLink, Link
 from stepflow_trio.engine.outbox import Outbox, WaitingCall
 from stepflow_trio.engine.statistics import ConnectionStatistics
 from stepflow_trio.errors import (
-    CallCancelled,
-    CallFailed,
     CallTimeout,
     ConnectionLost,
     ErrorCode,
     LocalProtocolError,
     LossReason,
-    Overloaded,
-    RemoteProtocolError,
     RpcError,
 )
-from stepflow_trio.protocol.messages import ErrorObject, Notification
+from stepflow_trio.protocol.messages import Notification
 from stepflow_trio.protocol.methods import Method, NotificationMethod
 from stepflow_trio.protocol.peer import (
     Answered,
@@ -258,16 +254,7 @@ class Connection:
         self._call_places.unpark()
 
     def _wake_with_error(self, event: AnsweredWithError) -> None:
-        error, method = event.error, event.call.method
-        data = None if error.data is UNSET else error.data
-        failure: Exception
-        if event.garbled:
-            message = f"the peer's answer to {method} is no JSON-RPC response: {data}"
-            failure = RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE, data=data)
-        else:
-            kind = _FAILURES.get(error.code, CallFailed)
-            failure = kind(error.code, error.message, data, method=method)
-        self._wake(event.call.waiter, outcome.Error(failure))
+        self._wake(event.call.waiter, outcome.Error(failure_of_call(event)))
 
     def _post_notification(self, method: NotificationMethod[Any] | str, params: Any) -> None:
         self._check_open()
@@ -397,9 +384,9 @@ class Connection:
         if self._loss is not None or self._peer.is_answered(inbound):
             return
         try:
-            frame = self._peer.fail(inbound, _error_object(exc, inbound))
+            frame = self._peer.fail(inbound, error_for_peer(exc, inbound))
         except LocalProtocolError as unsayable:
-            frame = self._peer.fail(inbound, _error_object(unsayable, inbound))
+            frame = self._peer.fail(inbound, error_for_peer(unsayable, inbound))
         self._post(frame)
 
     # ---- the two tasks that touch the link ----------------------------------------------------------
@@ -547,21 +534,6 @@ class Connection:
 
 def _nothing() -> None:
     """The deadline of last words does not move with progress."""
-
-
-_FAILURES: dict[int, type[CallFailed]] = {
-    ErrorCode.OVERLOADED: Overloaded,
-    ErrorCode.REQUEST_CANCELLED: CallCancelled,
-}
-
-
-def _error_object(exc: Exception, inbound: InboundRequest) -> ErrorObject:
-    """What the peer is told. The text of an exception that nobody meant to send stays in our log."""
-    if isinstance(exc, RpcError):
-        return ErrorObject(exc.code, exc.message, UNSET if exc.data is None else exc.data)
-    incident = secrets.token_hex(4)
-    _log.error("request %r %s failed, incident %s", inbound.id, inbound.method, incident, exc_info=exc)
-    return ErrorObject(ErrorCode.INTERNAL_ERROR, "Internal error", {"incident": incident})
 
 
 @asynccontextmanager
