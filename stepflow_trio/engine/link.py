@@ -57,13 +57,10 @@ class EagerLink(Link, Protocol):
     """
 
     def send_nowait(self, frames: Sequence[bytes]) -> bool:
-        """Send the frames as far as that needs no waiting.
+        """Send the frames as far as that needs no waiting. Never raises.
 
         Returns:
             Whether all of it is gone. If not, the rest is kept and goes first with the next :meth:`send`,
-            which may be called without frames for that.
-
-        Raises:
-            OSError, trio.BrokenResourceError: the peer takes nothing any more.
+            which may be called without frames for that, and which says so if the peer takes nothing any more.
         """
         ...

@@ -112,7 +112,10 @@ class DescriptorLink(StreamLink):
         if self._unsent:
             self._unsent += data
         else:
-            self._unsent = data[self._descriptor.send_nowait(data) :]
+            try:
+                self._unsent = data[self._descriptor.send_nowait(data) :]
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._unsent = data
         return not self._unsent
 
     async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:

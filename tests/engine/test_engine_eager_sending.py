@@ -130,6 +130,26 @@ async def test_an_answer_to_nobody_loses_the_connection_and_raises_nothing() -> 
     assert loss.reason in (LossReason.STREAM_ERROR, LossReason.PEER_CLOSED)
 
 
+async def test_answers_of_a_peer_that_reads_no_more_still_count() -> None:
+    async with connected() as (connection, far), trio.open_nursery() as nursery:
+        results: list[Any] = []
+
+        async def call() -> None:
+            results.append(await connection.call("ask"))
+
+        nursery.start_soon(call)
+        await far.reads.receive_some(10_000)
+        await far.reads.aclose()
+        await far.ask("small", range(7, 8))
+        await wait_all_tasks_blocked()  # the reader has found that it cannot answer
+        await far.writes.send_all(codec.encode_success("in time", 1) + b"\n")
+        await wait_all_tasks_blocked()
+        assert results == ["in time"]
+        await far.writes.aclose()
+        with trio.fail_after(5):
+            assert (await connection.wait_lost()).reason is LossReason.PEER_CLOSED
+
+
 @pytest.mark.parametrize("count", [1, 500])
 async def test_many_answers_go_out_in_few_writes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
