@@ -31,6 +31,7 @@ from stepflow_trio.errors import (
     LossReason,
     RpcError,
 )
+from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.messages import Notification
 from stepflow_trio.protocol.methods import Method, NotificationMethod
 from stepflow_trio.protocol.peer import (
@@ -114,7 +115,7 @@ class Connection:
 
     @property
     def peer_extensions(self) -> frozenset[str]:
-        """What the peer understands beyond the specification (PROTOCOL section 8)."""
+        """What the peer understands beyond the specification (docs/protocol.md, section 8)."""
         return self._peer.peer_extensions
 
     @peer_extensions.setter
@@ -226,6 +227,7 @@ class Connection:
             # A place may have been this caller's to take: it is the next one's now.
             if self._peer.call_count < self._limits.max_calls:
                 self._call_places.unpark()
+            self._outbox.tell_of_room()
             raise
         waiting = call.waiter = WaitingCall(call, trio.lowlevel.current_task())
         self._outbox.post_call(waiting, frame)
@@ -237,8 +239,11 @@ class Connection:
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def _wait_for_room(self) -> None:
-        while self._outbox.is_full:
-            await self._outbox.wait_for_room()
+        try:
+            while self._outbox.is_full:
+                await self._outbox.wait_for_room()
+        finally:
+            self._outbox.tell_of_room()
 
     def _give_up(self, waiting: WaitingCall) -> None:
         if self._outbox.withdraw(waiting):
@@ -377,6 +382,8 @@ class Connection:
         except LocalProtocolError as exc:
             self._fail(context, exc)
             return
+        # The two refer to each other, and to the params: what was answered is to be gone at once.
+        context.inbound.handler = None
         self._post(frame)
 
     def _fail(self, context: RequestContext, exc: Exception) -> None:
@@ -387,6 +394,7 @@ class Connection:
             frame = self._peer.fail(inbound, error_for_peer(exc, inbound))
         except LocalProtocolError as unsayable:
             frame = self._peer.fail(inbound, error_for_peer(unsayable, inbound))
+        inbound.handler = None
         self._post(frame)
 
     # ---- the two tasks that touch the link ----------------------------------------------------------
@@ -408,17 +416,22 @@ class Connection:
                             return
                     if not frames:
                         break
-                    self._frames_received += len(frames)
-                    self._outbox.hold()
-                    for frame in frames:
-                        for event in self._peer.events(frame):
-                            self._take(event)
-                    self._send_eagerly()
-                    self._outbox.release()
+                    self._take_frames(frames)
+                    # While nothing comes, nothing of what came is to be held on to.
+                    del frames
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
                 return
             await self._end_input()
+
+    def _take_frames(self, frames: list[bytes | FrameRejected]) -> None:
+        self._frames_received += len(frames)
+        self._outbox.hold()
+        for frame in frames:
+            for event in self._peer.events(frame):
+                self._take(event)
+        self._send_eagerly()
+        self._outbox.release()
 
     def _send_eagerly(self) -> None:
         """Send what the reader has just answered itself, if the writer is idle and the link can."""
@@ -427,7 +440,11 @@ class Connection:
         if frames := self._outbox.take():
             self._frames_sent += len(frames)
             # What is left of them is the writer's to finish, before anything else.
-            self._writing = not self._eager_link.send_nowait(frames)
+            try:
+                self._writing = not self._eager_link.send_nowait(frames)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                # The writer will find out too. It leaves the reader time for what the peer said last.
+                self._writing = True
             if self._writing:
                 self._outbox.release()
                 self._outbox.wake_writer()
@@ -449,39 +466,45 @@ class Connection:
 
     async def write(self) -> None:
         """Send what waits until the connection is over. Never raises but ``Cancelled``."""
-        scope, timeout_s = self._writer_scope, self._limits.send_timeout_s
-
-        def progressed() -> None:
-            scope.deadline = trio.current_time() + timeout_s
-
-        with scope:
+        with self._writer_scope:
             try:
                 while self._loss is None:
                     # Cancelled here, the frames stay for the last words.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     frames = self._outbox.take()
-                    if not frames and not self._writing:
-                        # Whatever ends a request leaves a frame, so idleness always begins here.
-                        if self._is_idle:
-                            self._idle.unpark_all()
-                        await self._outbox.wait_for_frames()
+                    if frames or self._writing:
+                        self._writing = True
+                        if not await self._send(frames):
+                            timeout_s = self._limits.send_timeout_s
+                            self.lose(
+                                LossReason.SEND_STALLED, f"the peer accepted no bytes for {timeout_s:g} s"
+                            )
+                        self._writing = False
+                        self._frames_sent += len(frames)
                         continue
-                    self._writing = True
-                    progressed()
-                    await self._link.send(frames, progressed)
-                    scope.deadline = float("inf")
-                    self._writing = False
-                    self._frames_sent += len(frames)
+                    # Whatever ends a request leaves a frame, so idleness always begins here.
+                    if self._is_idle:
+                        self._idle.unpark_all()
+                    await self._outbox.wait_for_frames()
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                scope.deadline = float("inf")
                 if not self._end_of_input:
                     # It may have answered before it went away: the reader goes on, if the end is near.
                     with trio.move_on_after(LAST_WORDS_S):
                         await self._lost.wait()
                 reason = LossReason.PEER_CLOSED if self._end_of_input else LossReason.STREAM_ERROR
                 self.lose(reason, f"writing failed: {exc!r}")
-        if scope.cancelled_caught and self._writing:
-            self.lose(LossReason.SEND_STALLED, f"the peer accepted no bytes for {timeout_s:g} s")
+
+    async def _send(self, frames: list[bytes]) -> bool:
+        """Send frames. False if the peer took nothing of them for ``send_timeout_s``."""
+        timeout_s = self._limits.send_timeout_s
+        # A scope of its own: one whose deadline passes just as the send is done has cancelled nothing.
+        with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
+
+            def progressed() -> None:
+                scope.deadline = trio.current_time() + timeout_s
+
+            await self._link.send(frames, progressed)
+        return not scope.cancelled_caught
 
     # ---- the end ------------------------------------------------------------------------------------
 

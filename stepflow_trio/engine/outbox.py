@@ -69,6 +69,7 @@ class Outbox:
         self._bytes += len(frame)
         self._calls[waiting] = frame
         self.wake_writer()
+        self.tell_of_room()
 
     def withdraw(self, waiting: WaitingCall) -> bool:
         """Take a call's frame back. False where the writer has it already."""
@@ -76,7 +77,7 @@ class Outbox:
         if frame is None:
             return False
         self._bytes -= len(frame)
-        self._tell_of_room()
+        self.tell_of_room()
         return True
 
     def take(self) -> list[bytes]:
@@ -87,12 +88,15 @@ class Outbox:
             frame = self._urgent.popleft()
             room -= len(frame)
             frames.append(frame)
-        while self._calls and room > 0:
+        # One call goes with every write at least, or a peer that asks without end would starve our calls.
+        may_be_over = True
+        while self._calls and (room > 0 or may_be_over):
             _, frame = self._calls.popitem(last=False)
             room -= len(frame)
             frames.append(frame)
+            may_be_over = False
         self._bytes -= self._limits.write_bytes - room
-        self._tell_of_room()
+        self.tell_of_room()
         return frames
 
     def take_urgent(self) -> list[bytes]:
@@ -100,7 +104,7 @@ class Outbox:
         frames = [*self._urgent]
         self._urgent.clear()
         self._bytes -= sum(map(len, frames))
-        self._tell_of_room()
+        self.tell_of_room()
         return frames
 
     @property
@@ -135,6 +139,11 @@ class Outbox:
         """Wait, while the outbox is full, until it may be no more: ask again then."""
         await self._room.park()
 
+    def tell_of_room(self) -> None:
+        """Wake one of those who wait for room, if there is some; who was woken says it again when done."""
+        if self._room and not self.is_full:
+            self._room.unpark()
+
     def wake_waiting(self) -> None:
         """Make everyone who waits for room ask again whether to."""
         self._room.unpark_all()
@@ -148,10 +157,6 @@ class Outbox:
         self._bytes = 0
         self.wake_writer()
         self.wake_waiting()
-
-    def _tell_of_room(self) -> None:
-        if self._room and not self.is_full:
-            self.wake_waiting()
 
     def wake_writer(self) -> None:
         """Make the writer look what there is to do, unless it is held."""

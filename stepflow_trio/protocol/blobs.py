@@ -1,4 +1,4 @@
-"""Blob ids: what content is called (PROTOCOL section 6)."""
+"""Blob ids: what content is called (docs/protocol.md, section 6)."""
 
 from __future__ import annotations
 

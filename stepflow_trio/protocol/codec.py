@@ -134,7 +134,7 @@ def nests_deeper(text: bytes, limit: int) -> bool:
 
 
 def classify(value: Any) -> Request | Notification | Success | Failure | Malformed:
-    """Say which message a decoded value is (PROTOCOL section 1, "Required by JSON-RPC")."""
+    """Say which message a decoded value is (docs/protocol.md, section 1)."""
     if type(value) is not dict:
         return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
     message = cast("dict[str, Any]", value)

@@ -1,4 +1,4 @@
-"""The three generations on the wire, and how two ends find the one they share (PROTOCOL section 1).
+"""The three generations on the wire, and how two ends find the one they share (docs/protocol.md, section 1).
 
 Only ``initialize`` is spelled differently; everything else differs in which methods exist. The key that
 the runtime used tells the worker, the key that the worker answered with tells the runtime.
@@ -24,8 +24,8 @@ PROGRESS = "progress"
 BATCH = "batch"
 DEADLINE = "deadline"
 EXTENSIONS = (CANCEL, PROGRESS, BATCH, DEADLINE)
-"""What this implementation understands beyond the specification (PROTOCOL section 8): ``$/cancelRequest``,
-progress with a run id, arrays of messages, and ``timeout_s`` in ``components/execute``."""
+"""What this implementation understands beyond the specification (docs/protocol.md, section 8):
+``$/cancelRequest``, progress with a run id, arrays of messages, ``timeout_s`` in ``components/execute``."""
 
 TransportKind: TypeAlias = Literal["stdio", "http"]
 

@@ -1,4 +1,4 @@
-"""Newline framing: one JSON text a line (PROTOCOL section 3)."""
+"""Newline framing: one JSON text a line (docs/protocol.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of JSON-RPC 2.0 as records (seed "Message Format"; PROTOCOL section 1).
+"""The messages of JSON-RPC 2.0 as records (docs/protocol.md, section 1).
 
 Field order is the order on the wire, which is that of the examples in the JSON-RPC 2.0 specification.
 """

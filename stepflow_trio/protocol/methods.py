@@ -93,7 +93,7 @@ def split_validation_error(exc: msgspec.ValidationError) -> tuple[str, str]:
 
 
 def _component_as_path(params: Any) -> Any:
-    """Read ``{"component": {"name": …, "path"?: …}}``, which the seeds show, as the path string."""
+    """Read ``{"component": {"name": …, "path"?: …}}`` as the path string too."""
     match params:
         case {"component": {"path": str() as path}}:
             pass

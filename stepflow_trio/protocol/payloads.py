@@ -1,4 +1,4 @@
-"""What methods carry: params and results as records (PROTOCOL sections 1, 6, 8; PARITY A3).
+"""What methods carry: params and results as records (docs/protocol.md, sections 1, 6 and 8).
 
 Field names are ours; ``rename`` gives the wire's. Unknown fields are ignored on reading. Optional fields
 that are None are not written, or as null: to every published schema, null and absent mean the same.
@@ -156,7 +156,7 @@ class ItemStatistics(Struct, frozen=True, kw_only=True):
 
 
 class ItemResult(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """One item's end. ``result`` is a flow result as JSON (PROTOCOL section 1)."""
+    """One item's end. ``result`` is a flow result as JSON (docs/protocol.md, section 1)."""
 
     item_index: int
     status: str

@@ -38,7 +38,7 @@ from stepflow_trio.protocol.messages import (
 )
 
 CANCEL_REQUEST = "$/cancelRequest"
-"""LSP's name and shape (PROTOCOL section 8). Sent only to a peer that announced ``cancel``."""
+"""LSP's name and shape (docs/protocol.md, section 8). Sent only to a peer that announced ``cancel``."""
 
 MAX_ABANDONED = 1024
 """Tombstones of abandoned calls kept, so that late answers are counted as late and not as unknown."""
@@ -57,7 +57,7 @@ class Role(enum.Enum):
 
 
 class Phase(enum.Enum):
-    """How far the connection has come (PROTOCOL section 2)."""
+    """How far the connection has come (docs/protocol.md, section 2)."""
 
     NEW = "new"
     INITIALIZING = "initializing"
@@ -211,7 +211,7 @@ class Peer:
         self.role = role
         self.phase = Phase.READY if role is Role.PLAIN else Phase.NEW
         self.peer_extensions: frozenset[str] = frozenset({"cancel"}) if role is Role.PLAIN else frozenset()
-        """What the peer announced that it understands beyond the specification (PROTOCOL section 8)."""
+        """What the peer announced beyond the specification (docs/protocol.md, section 8)."""
         self.dropped: dict[str, int] = {}
         """How often something arrived that had no effect, by :attr:`Dropped.why`."""
         self._calls: dict[int, Call | None] = {}  # None: abandoned

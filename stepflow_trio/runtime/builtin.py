@@ -1,4 +1,4 @@
-"""The components that the runtime itself offers (PARITY C1)."""
+"""The components that the runtime itself offers."""
 
 from __future__ import annotations
 

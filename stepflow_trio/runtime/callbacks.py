@@ -43,7 +43,7 @@ from stepflow_trio.runtime.runs import Run, Runs, outcome_of
 from stepflow_trio.runtime.stores import BlobStore, RunRecord, RunStore, put_json, results_in_order
 
 DEFAULT_WAIT_S = 300
-"""How long ``wait`` waits where the caller does not say (PROTOCOL section 1)."""
+"""How long ``wait`` waits where the caller does not say (docs/protocol.md, section 1)."""
 
 
 class Callbacks:

@@ -1,4 +1,4 @@
-"""Environment variables in the texts of a configuration (PROTOCOL section 3).
+"""Environment variables in the texts of a configuration (docs/protocol.md, section 3).
 
 ================== ==================================================================================
 ``$VAR``           its value

@@ -13,7 +13,7 @@ from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 
 
 class FailureKind(enum.Enum):
-    """Who may try again (PROTOCOL sections 5 and 7)."""
+    """Who may try again (docs/protocol.md, sections 5 and 7)."""
 
     FINAL = "final"
     """Nobody."""

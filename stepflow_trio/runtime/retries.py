@@ -1,4 +1,4 @@
-"""How often and how long after one another failed attempts are repeated (PROTOCOL section 7).
+"""How often and how long after one another failed attempts are repeated (docs/protocol.md, section 7).
 
 The delays are those of the public releases; the jitter is ours, so that what failed together does not come
 back together.

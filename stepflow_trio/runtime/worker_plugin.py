@@ -279,7 +279,7 @@ class WorkerPlugin:
 
 
 async def _initialize(connection: Connection) -> Welcome:
-    """Introduce the runtime (PROTOCOL section 2)."""
+    """Introduce the runtime (docs/protocol.md, section 2)."""
     kind = connection.link.kind
     result = await connection.call(
         methods.INITIALIZE, dialects.write_initialize_params(None), timeout_s=START_TIMEOUT_S

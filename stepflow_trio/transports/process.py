@@ -26,7 +26,7 @@ from stepflow_trio.transports.programs import TRANSIENT_ERRORS, find_program, wh
 from stepflow_trio.transports.streams import RECEIVE_BYTES, DescriptorLink
 
 STDERR_TAIL_LINES = 100
-"""The last lines of stderr that are kept (PROTOCOL section 3)."""
+"""The last lines of stderr that are kept (docs/protocol.md, section 3)."""
 
 STDERR_LINE_BYTES = 8 * 2**10
 """Kept of one line of stderr; the rest of a longer one is counted and dropped."""

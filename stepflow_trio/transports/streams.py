@@ -1,4 +1,4 @@
-"""A link over byte streams: one JSON text a line (PROTOCOL section 3)."""
+"""A link over byte streams: one JSON text a line (docs/protocol.md, section 3)."""
 
 from __future__ import annotations
 

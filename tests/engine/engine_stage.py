@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import trio
 from msgspec import UNSET
 
 from stepflow_trio.engine import Connection, Handlers, Limits, Link, RequestContext, open_connection
+from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.testing import Faults, FaultyLink, ScriptedPeer, memory_link_pair
+from stepflow_trio.transports.memory import MemoryLink
 
 Handler = Callable[[Any, RequestContext], Any]
 
@@ -75,6 +77,42 @@ async def scripted(
             await peer.notify("initialized")
             await trio.testing.wait_all_tasks_blocked()
         yield connection, peer
+
+
+class EagerMemoryLink:
+    """A memory link that can also send without waiting, as far as the far end has room."""
+
+    def __init__(self, link: MemoryLink) -> None:
+        self._link = link
+        self._unsent: list[bytes] = []
+
+    @property
+    def kind(self) -> Any:
+        return self._link.kind
+
+    async def receive(self) -> list[bytes | FrameRejected]:
+        return await self._link.receive()
+
+    def send_nowait(self, frames: Sequence[bytes]) -> bool:
+        self._unsent += frames
+        pipe = self._link._outgoing
+        while self._unsent and len(pipe.frames) < pipe.capacity and not pipe.reader_closed:
+            pipe.frames.append(self._unsent.pop(0))
+            pipe.readable.unpark()
+        return not self._unsent
+
+    async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
+        unsent, self._unsent = self._unsent, []
+        await self._link.send([*unsent, *frames], progressed)
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+
+def eager_link_pair(*, capacity: int = 1024) -> tuple[Link, Link]:
+    """As ``memory_link_pair``, of links that the engine may send to from its reader."""
+    near, far = (EagerMemoryLink(cast("MemoryLink", link)) for link in memory_link_pair(capacity=capacity))
+    return near, far
 
 
 class Recorder:

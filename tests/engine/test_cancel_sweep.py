@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import trio
-from engine_stage import Recorder, connected, offering
+from engine_stage import Recorder, connected, eager_link_pair, offering
 from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio.engine import Connection, Handlers, Limits, RequestContext, open_connection
+from stepflow_trio.engine.link import EagerLink
 from stepflow_trio.errors import CallTimeout, ConnectionLost, LossReason
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.lines import FrameRejected
@@ -145,6 +146,20 @@ async def a_call_through_a_relay(cancellable: Cancellable) -> None:
             await assert_as_good_as_before(near, relay_in)
             await assert_as_good_as_before(relay_out, worker)
             assert recorder.running == 0
+
+
+async def calls_answered_by_the_reader_itself(cancellable: Cancellable) -> None:
+    tree = Tree()
+    async with connected(tree.handlers, tree.handlers, links=eager_link_pair(capacity=1)) as (near, far):
+        assert isinstance(near.link, EagerLink)
+        with cancellable:
+            async with trio.open_nursery() as nursery:
+                for n in range(3):
+                    nursery.start_soon(near.call, "echo", [n])
+                    nursery.start_soon(far.call, "echo", [n])
+                nursery.start_soon(near.call, "descend", {"depth": 1})
+        await assert_as_good_as_before(near, far)
+        assert tree.running == 0
 
 
 async def fan_out(cancellable: Cancellable) -> None:
@@ -346,6 +361,7 @@ EVERYWHERE: list[Scenario] = [
     a_call_with_a_timeout,
     a_call_whose_answer_and_timeout_meet,
     callbacks_inside_a_call,
+    calls_answered_by_the_reader_itself,
     a_call_through_a_relay,
     an_initialization,
     notifications_that_wait_for_room,

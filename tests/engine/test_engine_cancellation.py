@@ -1,4 +1,4 @@
-"""DESIGN section 4, Cancellation: who leaves when, what is sent, what is answered."""
+"""docs/design.md, Cancellation: who leaves when, what is sent, what is answered."""
 
 from __future__ import annotations
 

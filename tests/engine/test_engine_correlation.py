@@ -1,4 +1,4 @@
-"""DESIGN section 4, Correlation: one answer per request, to the id as it came, whatever the peer does."""
+"""docs/design.md, Correlation: one answer per request, to the id as it came, whatever the peer does."""
 
 from __future__ import annotations
 

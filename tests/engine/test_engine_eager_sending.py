@@ -61,8 +61,10 @@ async def connected(*, limits: Limits | None = None) -> AsyncGenerator[tuple[Con
 
     handlers.on_raw_request("later", later)
     link = DescriptorLink(DescriptorStream(near_reads), DescriptorStream(near_writes))
-    async with far.reads, far.writes, open_connection(link, handlers, limits=limits) as connection:
-        yield connection, far
+    async with far.reads, far.writes:
+        async with open_connection(link, handlers, limits=limits) as connection:
+            yield connection, far
+        await wait_all_tasks_blocked(0.01)  # what lies in the pipe is read before that is closed
 
 
 def test_a_descriptor_link_is_eager_and_a_memory_link_is_not() -> None:

@@ -1,4 +1,4 @@
-"""DESIGN section 4, Flow control: the reader awaits nobody, all is bounded, nothing is stuck for ever."""
+"""docs/design.md, Flow control: the reader awaits nobody, all is bounded, nothing is stuck for ever."""
 
 from __future__ import annotations
 

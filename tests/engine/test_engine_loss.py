@@ -1,4 +1,4 @@
-"""DESIGN section 4, Cancellation 4: how a connection is lost, and what that does to everything it carried."""
+"""docs/design.md, Cancellation: how a connection is lost, and what that does to everything it carried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DESIGN section 4, Ownership: leaving the block leaves nothing, and one exception comes out of it."""
+"""docs/design.md, Ownership: leaving the block leaves nothing, and one exception comes out of it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 import trio.testing
-from engine_stage import connected, offering
+from engine_stage import connected, eager_link_pair, offering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +108,7 @@ HANDLERS = offering(work=_work, inline=lambda params, _: params, call_back=_call
     limits=st.tuples(LIMITS, LIMITS),
     delay_s=st.sampled_from([0.0, 0.1]),
     capacity=st.sampled_from([1, 1000]),
+    eager=st.booleans(),
     seed=st.integers(0, 3),
 )
 def test_every_call_ends_once_and_both_ends_are_as_good_as_before(
@@ -115,11 +116,14 @@ def test_every_call_ends_once_and_both_ends_are_as_good_as_before(
     limits: tuple[Limits, Limits],
     delay_s: float,
     capacity: int,
+    eager: bool,
     seed: int,
 ) -> None:
     async def main() -> None:
-        near_link, far_link = memory_link_pair(capacity=capacity)
-        links = FaultyLink(near_link, sending=Faults(delay_s=delay_s)), far_link
+        near_link, far_link = (eager_link_pair if eager else memory_link_pair)(capacity=capacity)
+        links = near_link, far_link
+        if delay_s:
+            links = FaultyLink(near_link, sending=Faults(delay_s=delay_s)), far_link
         async with connected(
             HANDLERS, HANDLERS, links=links, near_limits=limits[0], far_limits=limits[1]
         ) as ends:

@@ -21,7 +21,7 @@ from stepflow_trio.engine import Handlers, Link, open_connection
 from stepflow_trio.flows.results import Success
 from stepflow_trio.protocol.payloads import ExecuteParams
 from stepflow_trio.protocol.peer import Role
-from stepflow_trio.runtime.events import StepProgressed
+from stepflow_trio.runtime.events import RunEnded, RunStarted, StepProgressed
 from stepflow_trio.runtime.stores import Blob, MemoryBlobStore
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared" / "peers" / "schemas"
@@ -512,6 +512,81 @@ async def test_the_same_key_means_the_same_run_while_it_is_at_work_and_when_it_i
     assert len(run_ids) == 6
     assert len(set(run_ids)) == 1
     assert stage.began == ["x"]
+
+
+class SlowRunStore(OpenRunStore):
+    """Takes a second to record an event of one kind, and fails as often as it is told to."""
+
+    def __init__(self, event: type, failures: int = 0) -> None:
+        super().__init__()
+        self.event = event
+        self.failures = failures
+
+    async def append(self, event: Any) -> None:
+        if isinstance(event, self.event) and self.records:
+            await trio.sleep(1)
+            if self.failures:
+                self.failures -= 1
+                raise OSError("disk full")
+        await super().append(event)
+
+
+async def test_whoever_finds_a_run_by_its_key_waits_until_it_is_on_record(autojump_clock: Any) -> None:
+    async def act(connection: Connection, params: ExecuteParams) -> Any:
+        flow_id = await stored(connection, ECHO)
+        run_ids: list[str] = []
+
+        async def submit_once() -> None:
+            run_ids.append((await submit(connection, params, flow_id, [1], subflowKey=KEY))["runId"])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(submit_once)
+        return run_ids
+
+    run_ids = await calling(act, run_store=SlowRunStore(RunStarted))
+    assert len(run_ids) == 5
+    assert len(set(run_ids)) == 1
+
+
+async def test_a_run_that_could_not_be_recorded_is_started_anew_under_its_key(autojump_clock: Any) -> None:
+    async def act(connection: Connection, params: ExecuteParams) -> Any:
+        flow_id = await stored(connection, ECHO)
+        outcomes: list[Any] = []
+
+        async def submit_once() -> None:
+            try:
+                status = await submit(connection, params, flow_id, [1], subflowKey=KEY, wait=True)
+            except CallFailed as exc:
+                outcomes.append(exc.code)
+            else:
+                outcomes.append(status["status"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit_once)
+            nursery.start_soon(submit_once)
+        await submit_once()
+        return outcomes
+
+    outcomes = await calling(act, run_store=SlowRunStore(RunStarted, failures=1))
+    assert sorted(outcomes, key=str) == [ErrorCode.INTERNAL_ERROR, "completed", "completed"]
+
+
+async def test_a_run_that_is_being_cancelled_is_not_taken_for_the_one_that_is_submitted(
+    autojump_clock: Any,
+) -> None:
+    stage = Stage()
+
+    async def act(connection: Connection, params: ExecuteParams) -> Any:
+        flow_id = await stored(connection, WAITS)
+        with trio.move_on_after(5):
+            await submit(connection, params, flow_id, ["x"], subflowKey=KEY, wait=True)
+        stage.release.set()
+        return (await submit(connection, params, flow_id, ["x"], subflowKey=KEY, wait=True))["status"]
+
+    store = SlowRunStore(RunEnded)
+    assert await calling(act, stage=stage, run_store=store) == "completed"
+    assert store.statuses == ["completed", "cancelled", "completed"]
 
 
 async def test_another_key_is_another_run(autojump_clock: Any) -> None:

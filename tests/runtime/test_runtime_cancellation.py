@@ -424,6 +424,31 @@ async def test_cancelling_a_run_that_has_ended_changes_nothing(autojump_clock: A
     assert store.statuses == ["completed"]
 
 
+async def test_a_fault_in_what_is_cancelled_costs_nothing_but_a_line_in_the_log(
+    autojump_clock: Any, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clumsy(MemoryBlobStore):
+        async def get(self, blob_id: str) -> Blob:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if blob_id.startswith("1"):
+                    raise RuntimeError("clumsy")
+            raise AssertionError("not reached")
+
+    both = flow(
+        step("a", "/builtin/get_blob", {"blob_id": "0" * 64}),
+        step("b", "/builtin/get_blob", {"blob_id": "1" * 64}),
+        output=[{"$step": "a"}, {"$step": "b"}],
+    )
+    store = OpenRunStore()
+    async with open_runtime(workers={"w": stage.worker}, run_store=store, blob_store=Clumsy()) as runtime:
+        await cancel_run_when(lambda: True, runtime, both)
+        assert store.statuses == ["cancelled"]
+        assert "clumsy" in caplog.text
+        assert await runtime.run(one_step("/w/echo", {"value": 1})) == 1
+
+
 # ---- who leaves when ------------------------------------------------------------------------------------
 
 

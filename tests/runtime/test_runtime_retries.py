@@ -1,4 +1,4 @@
-"""PROTOCOL section 7: two budgets, one count of attempts, exact delays."""
+"""docs/protocol.md, section 7: two budgets, one count of attempts, exact delays."""
 
 from __future__ import annotations
 
