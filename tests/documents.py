@@ -24,17 +24,20 @@ class Page:
         """The fenced blocks of one language, in order."""
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.MULTILINE | re.DOTALL)
 
-    def run_python(self, capsys: pytest.CaptureFixture[str]) -> int:
-        """Run the Python blocks one after another; each must print what its ``print(…)  # …`` lines promise."""
+    def run_python(self, capsys: pytest.CaptureFixture[str], *, apart: bool = False) -> None:
+        """Run the Python blocks; each must print what its ``print(…)  # …`` lines promise.
+
+        They share their names, one page being one module, unless they are run ``apart``.
+        """
         module = types.ModuleType(self.path.stem)
-        blocks = self.blocks("python")
-        for code in blocks:
+        for code in self.blocks("python"):
+            if apart:
+                module = types.ModuleType(self.path.stem)
             line = self.text[: self.text.index(code)].count("\n")
             # On its own lines, so that a traceback leads to the page.
             exec(compile("\n" * line + code, self.name, "exec"), module.__dict__)  # noqa: S102 — ours
             promised = re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
             assert capsys.readouterr().out.splitlines() == promised
-        return len(blocks)
 
     def anchors(self) -> set[str]:
         """What a link can name behind its ``#``."""

@@ -22,9 +22,9 @@ from stepflow_trio.protocol.schema import message_schema
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stepflow_trio"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
-DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-RECORDED = re.findall(r"^([→←]) (\{.*\})$", PROTOCOL, re.MULTILINE)
+WIRE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+HOUSE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+RECORDED = re.findall(r"^([→←]) (\{.*\})$", WIRE, re.MULTILINE)
 
 SECTIONS = [
     "Messages and dialects",
@@ -42,7 +42,7 @@ SECTIONS = [
 
 
 def test_the_table_of_error_codes_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| −(\d+) \| `(\w+)` \| (.*) \| (.*) \|$", PROTOCOL, re.MULTILINE)
+    rows = re.findall(r"^\| −(\d+) \| `(\w+)` \| (.*) \| (.*) \|$", WIRE, re.MULTILINE)
     assert [(-int(code), name) for code, name, _, _ in rows] == [
         (code.value, code.name) for code in ErrorCode
     ]
@@ -53,7 +53,7 @@ def test_the_table_of_error_codes_is_that_of_the_code() -> None:
 
 
 def test_an_error_code_that_nobody_says_is_not_in_the_code() -> None:
-    rows = re.findall(r"^\| −\d+ \| `(\w+)` \| (.*) \| .* \|$", PROTOCOL, re.MULTILINE)
+    rows = re.findall(r"^\| −\d+ \| `(\w+)` \| (.*) \| .* \|$", WIRE, re.MULTILINE)
     source = "".join(p.read_text(encoding="utf-8") for p in PACKAGE.rglob("*.py") if p.name != "errors.py")
     for name, who in rows:
         is_default = name == "COMPONENT_FAILED"  # ComponentError's own, in errors.py
@@ -61,13 +61,13 @@ def test_an_error_code_that_nobody_says_is_not_in_the_code() -> None:
 
 
 def test_the_table_of_disconnect_reasons_is_that_of_the_code() -> None:
-    _, _, section = DESIGN.partition("## Why a connection ended")
+    _, _, section = HOUSE.partition("## Why a connection ended")
     rows = re.findall(r"^\| `(\w+)` \|", section.partition("\n## ")[0], re.MULTILINE)
     assert rows == [reason.value for reason in LossReason]
 
 
 def test_the_sections_that_docstrings_refer_to_exist() -> None:
-    assert re.findall(r"^## (\d+)\. (.*)$", PROTOCOL, re.MULTILINE) == [
+    assert re.findall(r"^## (\d+)\. (.*)$", WIRE, re.MULTILINE) == [
         (str(number), title) for number, title in enumerate(SECTIONS, 1)
     ]
     for path in PACKAGE.rglob("*.py"):

@@ -28,7 +28,7 @@ PAGES = [
     Page(ROOT / "docs" / name) for name in ("flows.md", "configuration.md", "workers.md", "embedding.md")
 ]
 FLOWS, CONFIGURATION, WORKERS, EMBEDDING = PAGES
-ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "STEPFLOW_PYTHON": "python"}
+ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "PATH": "/bin", "STEPFLOW_PYTHON": "python"}
 
 EXAMPLE = re.compile(r"^# (?P<input>.+?)(?: with (?P<variables>.+?))? → (?P<fails>fails: )?(?P<result>.+)$", re.M)
 ROUTED = re.compile(r"^# (?P<path>/\S+)(?: (?P<input>\{.*\}))? → (?P<target>.+)$", re.M)
@@ -40,7 +40,7 @@ def test_every_python_block_of_a_page_runs_and_prints_what_its_comments_say(
     page: Page, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert page.run_python(capsys) > 0
+    page.run_python(capsys)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -48,11 +48,15 @@ def test_every_link_of_a_page_leads_somewhere(page: Page) -> None:
     page.check_links()
 
 
+def is_configuration(text: str) -> bool:
+    return re.search("^plugins:", text, re.M) is not None
+
+
 async def test_every_flow_comes_to_what_is_said_under_it(autojump_clock: trio.abc.Clock) -> None:
     (worker_code,) = FLOWS.blocks("python")
     names: dict[str, Any] = {}
     exec(compile(worker_code, FLOWS.name, "exec"), names)  # noqa: S102 — ours
-    flows = FLOWS.blocks("yaml")
+    flows = [text for page in PAGES for text in page.blocks("yaml") if not is_configuration(text)]
     async with open_runtime(workers={"demo": names["worker"]}) as runtime:
         for text in flows:
             reading = examine_flow(text, name=FLOWS.name)
@@ -88,7 +92,7 @@ def test_every_code_of_a_diagnostic_exists() -> None:
 
 
 def configurations(page: Page, tmp_path: Path) -> Iterator[tuple[str, Config]]:
-    for text in page.blocks("yaml"):
+    for text in filter(is_configuration, page.blocks("yaml")):
         yield text, read_config(text, name=page.name, directory=tmp_path, environ=ENVIRON)
 
 
@@ -122,7 +126,7 @@ def test_substitution_gives_what_the_comments_say(tmp_path: Path) -> None:
 
 async def test_the_table_of_builtins_is_what_there_is() -> None:
     rows = re.findall(r"^\| `(/builtin/\w+)` \| ([^|]*) \|", CONFIGURATION.text, re.M)
-    said = {path: re.findall(r"`(\w+)(\??)`", fields) for path, fields in rows}
+    said = {path: re.findall(r"`(\w+)`(\??)", fields) for path, fields in rows}
     async with open_runtime() as runtime:
         listed = await runtime.list_components()
     offered: dict[str, list[tuple[str, str]]] = {}

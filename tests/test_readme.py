@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 from pathlib import Path
 
 import pytest
+from documents import Page
 
 from stepflow_trio.engine import Limits
 from stepflow_trio.protocol.codec import MAX_NESTING
@@ -15,25 +15,18 @@ from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.runtime.config import read_config
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = Page(ROOT / "README.md")
+README = PAGE.text
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def test_every_python_block_runs_and_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
-    module = types.ModuleType("readme")
-    for code in blocks("python"):
-        line = README[: README.index(code)].count("\n")
-        # On its own lines, so that a traceback leads to the README.
-        exec(compile("\n" * line + code, "README.md", "exec"), module.__dict__)  # noqa: S102 — ours
-        promised = re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
-        assert capsys.readouterr().out.splitlines() == promised
+def test_every_python_block_runs_on_its_own_and_prints_what_its_comments_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    PAGE.run_python(capsys, apart=True)
 
 
 def test_the_two_commands_need_nothing_before_them() -> None:
-    run, test = blocks("sh")
+    run, test = PAGE.blocks("sh")
     for command in (run, test):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install --quiet ")
         assert command.count("\n") == 1, "one line, to be copied whole"
@@ -44,7 +37,7 @@ def test_the_two_commands_need_nothing_before_them() -> None:
 
 
 def test_the_configuration_can_be_read(tmp_path: Path) -> None:
-    (text,) = blocks("yaml")
+    (text,) = PAGE.blocks("yaml")
     config = read_config(text, name="README.md", directory=tmp_path, environ={"STEPFLOW_PYTHON": "python"})
     assert (list(config.plugins), config.warnings) == (["text"], ())
 
@@ -62,12 +55,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_every_file_that_is_linked_exists() -> None:
-    for target, anchor in re.findall(r"\]\((?!https:)([^)#]+)#?([^)]*)\)", README):
-        path = ROOT / target
-        assert path.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
+    PAGE.check_links()
 
 
 def test_every_command_of_the_table_exists() -> None:

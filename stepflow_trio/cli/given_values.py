@@ -66,8 +66,10 @@ def read_value(path: str, *, stdin_format: Format = "json") -> Any:
     return read_text_value(_read_file(path), name=path, format="json" if is_json else "yaml")
 
 
-def read_json_lines(path: str) -> list[Any]:
-    """The values of a file with one JSON value a line; ``-`` is stdin. Blank lines are passed over.
+def read_json_lines(path: str) -> dict[int, Any]:
+    """The values of a file with one JSON value a line, by line, from 1; ``-`` is stdin.
+
+    Blank lines are passed over.
 
     Raises:
         Unusable: the file cannot be read.
@@ -75,11 +77,11 @@ def read_json_lines(path: str) -> list[Any]:
     """
     text = _read_stdin() if path == STDIN else _read_file(path)
     name = "<stdin>" if path == STDIN else path
-    return [
-        read_text_value(line, name=name, format="json", line=number)
+    return {
+        number: read_text_value(line, name=name, format="json", line=number)
         for number, line in enumerate(text.split(b"\n"), 1)
         if line.strip()
-    ]
+    }
 
 
 def require_object(value: Any, *, what: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stepflow_trio.cli.plain_text import count, duration, plain_line, plain_lines
-from stepflow_trio.cli.run_state import RunState, WatchedStep
+from stepflow_trio.cli.run_state import RunState, WatchedStep, ended_worker
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
     Event,
@@ -41,8 +43,8 @@ _ASCII_SPINNER = "|/-\\"
 class ProgressDisplay:
     """Draws to stderr, which must be a terminal, from when it is made until `close`."""
 
-    def __init__(self) -> None:
-        self._state = RunState()
+    def __init__(self, input_lines: Sequence[int] = ()) -> None:
+        self._state = RunState(input_lines)
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._has_unicode = self._console.encoding.lower().startswith("utf")
         self._lines: list[Text] = []
@@ -74,7 +76,7 @@ class ProgressDisplay:
             case WorkerLine():
                 self._lines.append(Text.assemble((f"{event.plugin} | ", "cyan"), plain_line(event.text)))
             case WorkerEnded() if not self._state.is_over:
-                self._say("!", f"worker {event.plugin} ended: {event.detail}", "yellow")
+                self._say("!", ended_worker(event), "yellow")
             case _:
                 pass
 
@@ -109,7 +111,7 @@ class ProgressDisplay:
         elif isinstance(event, ItemEnded):
             if run.is_batch and isinstance(event.result, Failed):
                 error = event.result.error
-                named = f"{run.name + ': ' if run.name else ''}item {event.item_index}"
+                named = f"{run.name + ': ' if run.name else ''}{run.item_name(event.item_index)}"
                 self._say("✗", f"{named} failed: {error.message} (code {error.code})", "red")
         elif run.is_main and event.status == "completed":
             items = f"{count(run.total_items, 'item')}, " if run.is_batch else ""

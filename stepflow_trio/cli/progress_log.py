@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stepflow_trio.cli.plain_text import count, duration, plain_lines
-from stepflow_trio.cli.run_state import RunState
+from stepflow_trio.cli.run_state import RunState, ended_worker
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
     Event,
@@ -30,8 +30,10 @@ PROGRESS_INTERVAL_S = 1.0
 class ProgressLog:
     """Writes each event as a line. Of a batch, its items' ends; of their steps only what fails."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._state = RunState(clock)
+    def __init__(
+        self, input_lines: Sequence[int] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state = RunState(input_lines, clock=clock)
         self._is_broken = sys.stderr is None  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed
 
     def observe(self, event: Event) -> None:
@@ -68,7 +70,7 @@ class ProgressLog:
             case WorkerLine():
                 return f"{event.plugin} | {event.text}"
             case WorkerEnded():
-                return None if self._state.is_over else f"worker {event.plugin} ended: {event.detail}"
+                return None if self._state.is_over else ended_worker(event)
 
     def _run_line(self, event: RunStarted | ItemEnded | RunEnded) -> str | None:
         run = self._state.take_run(event)
@@ -85,7 +87,7 @@ class ProgressLog:
             return None
         error = event.result.error if isinstance(event.result, Failed) else None
         how = f"failed: {error.message} (code {error.code})" if error else "completed"
-        return f"{name} item {event.item_index} ({run.ended_items} of {run.total_items}) {how}"
+        return f"{name} {run.item_name(event.item_index)} ({run.ended_items} of {run.total_items}) {how}"
 
     def _step_line(self, event: StepStarted | StepProgressed | StepRetrying | StepEnded) -> str | None:
         step = self._state.take_step(event)

@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from stepflow_trio.cli.exits import complain, shows_tracebacks
-from stepflow_trio.runtime.events import Event
+from stepflow_trio.cli.run_state import RunState
+from stepflow_trio.runtime.events import Event, RunEnded, RunStarted, WorkerEnded
 
 
 class Reporter(Protocol):
@@ -34,11 +35,18 @@ class Reporter(Protocol):
         ...
 
 
-class Silence:
-    """Shows warnings and nothing else."""
+class ProblemsOnly:
+    """Shows warnings, and workers that end while the run needs them, with the last lines of their stderr."""
+
+    def __init__(self) -> None:
+        self._state = RunState()
 
     def observe(self, event: Event) -> None:
-        """Show nothing."""
+        """Show it if it is a worker's end."""
+        if isinstance(event, RunStarted | RunEnded):
+            self._state.take_run(event)
+        elif isinstance(event, WorkerEnded) and not self._state.is_over:
+            self.warn(f"worker {event.plugin} ended: {event.detail}")
 
     def warn(self, text: str) -> None:
         """Write it to stderr."""
@@ -52,9 +60,12 @@ class Silence:
 
 
 @contextmanager
-def open_reporter(*, quiet: bool) -> Generator[Reporter]:
-    """A reporter that suits stderr; the package's own warnings go to it as long as the block lasts."""
-    reporter = _reporter(quiet=quiet)
+def open_reporter(*, quiet: bool, input_lines: Sequence[int] = ()) -> Generator[Reporter]:
+    """A reporter that suits stderr; the package's own warnings go to it as long as the block lasts.
+
+    A batch's items are called by ``input_lines``, the lines of the inputs' file that they come from.
+    """
+    reporter = _reporter(input_lines, quiet=quiet)
     handler = _WarningHandler(reporter)
     log = logging.getLogger("stepflow_trio")
     log.addHandler(handler)
@@ -67,17 +78,17 @@ def open_reporter(*, quiet: bool) -> Generator[Reporter]:
         reporter.close()
 
 
-def _reporter(*, quiet: bool) -> Reporter:
+def _reporter(input_lines: Sequence[int], *, quiet: bool) -> Reporter:
     if quiet:
-        return Silence()
+        return ProblemsOnly()
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):  # pyright: ignore[reportUnnecessaryComparison]: stderr is None when closed at the start
         # Takes 30 ms to import, and only a terminal needs it.
         from stepflow_trio.cli.progress_display import ProgressDisplay
 
-        return ProgressDisplay()
+        return ProgressDisplay(input_lines)
     from stepflow_trio.cli.progress_log import ProgressLog
 
-    return ProgressLog()
+    return ProgressLog(input_lines)
 
 
 class _WarningHandler(logging.Handler):

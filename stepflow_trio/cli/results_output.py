@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TextIO
 
+from stepflow_trio.cli.batch_output import BatchOutput, open_batch_output
 from stepflow_trio.cli.exits import Unusable
 from stepflow_trio.cli.standard_output import write_stdout
 from stepflow_trio.errors import StepflowError
@@ -39,20 +41,18 @@ class ResultsOutput:
         if not os.access(self._path if self._path.exists() else directory, os.W_OK):
             raise Unusable(f"{path}: error: may not be written")
 
-    def write(self, results: Sequence[FlowResult], *, is_batch: bool) -> None:
-        """Write the results, in order.
+    def write(self, result: FlowResult) -> None:
+        """Write the result of a run that is no batch.
 
         Raises:
             BrokenPipeError: nobody reads stdout any more.
-            StepflowError: they could not be written.
+            StepflowError: it could not be written.
         """
-        if is_batch:
-            data = b"".join(encode_json(result.to_json()) + b"\n" for result in results)
-        elif self._path is None and sys.stdout is not None and sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdout is None when closed at the start
+        if self._path is None and _is_terminal(sys.stdout):
             # For a reader: as many lines as it has members.
-            data = json.dumps(results[0].to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
+            data = json.dumps(result.to_json(), indent=2, ensure_ascii=False).encode() + b"\n"
         else:
-            data = encode_json(results[0].to_json()) + b"\n"
+            data = encode_json(result.to_json()) + b"\n"
         if self._path is None:
             write_stdout(data)
             return
@@ -60,3 +60,17 @@ class ResultsOutput:
             self._path.write_bytes(data)
         except OSError as exc:
             raise StepflowError(f"{self._path} cannot be written: {exc.strerror}") from exc
+
+    def open_batch(self) -> AbstractContextManager[BatchOutput]:
+        """Where the results of a batch go while the block lasts; see `open_batch_output`."""
+        return open_batch_output(self._path)
+
+    @property
+    def is_on_screen(self) -> bool:
+        """Whether it goes where progress is shown, so that each would write over the other."""
+        return self._path is None and _is_terminal(sys.stdout) and _is_terminal(sys.stderr)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether it is one; None: it was closed when this process started."""
+    return stream is not None and stream.isatty()

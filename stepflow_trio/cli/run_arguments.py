@@ -20,6 +20,8 @@ from stepflow_trio.cli.given_values import (
     require_object,
 )
 from stepflow_trio.cli.results_output import ResultsOutput
+from stepflow_trio.cli.route_check import unreachable_steps
+from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import DiagnosticKind
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import read_flow_file
@@ -37,6 +39,8 @@ class RunArguments:
     config: Config
     inputs: list[Any]
     is_batch: bool
+    input_lines: list[int]
+    """Of a batch, the line that each input comes from; empty otherwise."""
     variables: dict[str, Any]
     max_concurrency: int | None
     output: ResultsOutput
@@ -73,21 +77,23 @@ class RunArguments:
         flow = read_flow_file(given["flow"])
         config = read_configuration(given.get("config"), beside=Path(given["flow"]))
         quiet = bool(given.get("quiet"))
-        if not quiet:
-            warnings = [str(warning) for warning in flow.warnings if warning.kind not in _NOT_SHOWN]
-            for warning in [*warnings, *config.warnings]:
-                complain(warning)
+        warnings = [str(found) for found in flow.warnings if found.kind not in _NOT_SHOWN and not quiet]
+        # What a configuration says and nobody reads is most often why things go wrong: quiet or not.
+        for warning in [*warnings, *config.warnings]:
+            complain(warning)
+        if unreachable := unreachable_steps(flow, given["flow"], config):
+            raise FlowInvalid(unreachable)
         output = ResultsOutput(given.get("output"))
         stdin_format: Format = given.get("stdin_format", "json")
         is_batch = "inputs" in given
+        lines = read_json_lines(given["inputs"]) if is_batch else {}
         variables: Any = _given_value(given, "variables", stdin_format) if variables_option else {}
         return cls(
             flow=flow,
             config=config,
-            inputs=(
-                read_json_lines(given["inputs"]) if is_batch else [_given_value(given, "input", stdin_format)]
-            ),
+            inputs=list(lines.values()) if is_batch else [_given_value(given, "input", stdin_format)],
             is_batch=is_batch,
+            input_lines=list(lines),
             variables=require_object(variables, what=_written(variables_option or "variables")),
             max_concurrency=given.get("max_concurrency"),
             output=output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stepflow_trio.flows.results import Failed
@@ -15,6 +15,7 @@ from stepflow_trio.runtime.events import (
     StepProgressed,
     StepRetrying,
     StepStarted,
+    WorkerEnded,
 )
 
 
@@ -25,6 +26,8 @@ class WatchedRun:
     name: str
     """What tells it from others; empty for the run that the command is about."""
     total_items: int
+    input_lines: Sequence[int] = ()
+    """The line in the inputs' file that each item comes from, where they come from one."""
     ended_items: int = 0
     failed_items: int = 0
     ended_steps: int = 0
@@ -38,6 +41,10 @@ class WatchedRun:
     def is_batch(self) -> bool:
         """Whether it has other than one item, so that its steps need to say which one they belong to."""
         return self.total_items != 1
+
+    def item_name(self, index: int) -> str:
+        """What to call an item: the user counts lines, of which some are blank."""
+        return f"input line {self.input_lines[index]}" if self.input_lines else f"item {index}"
 
 
 @dataclass(slots=True, eq=False)
@@ -59,9 +66,17 @@ class WatchedStep:
 
 
 class RunState:
-    """The first run that starts is the one that the command is about; others are runs of its components."""
+    """The first run that starts is the one that the command is about; others are runs of its components.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        input_lines: where that run is a batch, the line in the inputs' file that each item comes from.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, input_lines: Sequence[int] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._input_lines = input_lines
         self._clock = clock
         self._began_at = clock()
         self._runs: dict[str, WatchedRun] = {}
@@ -80,7 +95,9 @@ class RunState:
         """Take in what happened to a run, and return how it stands; None for one that is not known."""
         if isinstance(event, RunStarted):
             name = f"{event.flow_name or 'run'} {event.run_id[:8]}" if self.main else ""
-            run = self._runs[event.run_id] = WatchedRun(name, event.total_items)
+            run = self._runs[event.run_id] = WatchedRun(
+                name, event.total_items, () if self.main else self._input_lines
+            )
             self.main = self.main or run
             return run
         if isinstance(event, RunEnded):
@@ -124,5 +141,11 @@ class RunState:
 
 
 def _label(run: WatchedRun, event: StepStarted) -> str:
-    item = f"item {event.item_index}: " if run.is_batch else ""
+    item = f"{run.item_name(event.item_index)}: " if run.is_batch else ""
     return f"{run.name + ': ' if run.name else ''}{item}{event.step_id}"
+
+
+def ended_worker(event: WorkerEnded) -> str:
+    """That a worker ended and why, without the lines of its stderr: they were shown as they came."""
+    detail = event.detail.partition("; the last lines of its stderr:")[0]
+    return f"worker {event.plugin} ended: {detail}"

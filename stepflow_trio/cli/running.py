@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
 import trio
 
 from stepflow_trio.cli.exits import FAILED, complain
-from stepflow_trio.cli.interruption import run_until_signal
-from stepflow_trio.cli.plain_text import count
+from stepflow_trio.cli.failures import Failures
+from stepflow_trio.cli.interruption import Interrupted, run_until_signal
 from stepflow_trio.cli.reporting import Reporter, open_reporter
 from stepflow_trio.cli.run_arguments import RunArguments
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.flows.results import Failed, FlowResult
+from stepflow_trio.flows.results import FlowResult
 from stepflow_trio.runtime import open_runtime
+from stepflow_trio.runtime.events import Event, Observer
 
 
 def run_flow(arguments: RunArguments) -> int:
     """Run a flow with each input, write the results, say why if one failed, and return the exit code.
 
     Raises:
-        Interrupted: a signal cancelled the run. Nothing was written, and no worker is left.
+        Interrupted: a signal cancelled the run, and no worker is left. Of a batch, the results before the
+            first unfinished item were written; nothing otherwise.
+        BrokenPipeError: nobody reads stdout any more; a batch was cancelled.
+        StepflowError: the results cannot be written; a batch was cancelled.
     """
+    failures = Failures(arguments.flow, input_lines=arguments.input_lines, quiet=arguments.quiet)
+    if arguments.is_batch:
+        results = _run_batch(arguments, failures)
+    else:
+        results = _run_until_signal(arguments, [failures.observe])
+        arguments.output.write(results[0])
+    why = failures.message(results)
+    if why is None:
+        return 0
+    complain(why)
+    return FAILED
+
+
+def _run_batch(arguments: RunArguments, failures: Failures) -> list[FlowResult]:
+    with arguments.output.open_batch() as output:
+        # Lines that progress would be drawn over wait for its end.
+        is_covered = arguments.output.is_on_screen and not arguments.quiet
+        writers = [] if is_covered else [output.keep_writing]
+        try:
+            results = _run_until_signal(arguments, [failures.observe, output.observe], *writers)
+        except Interrupted:
+            with suppress(BrokenPipeError):
+                output.finish()
+            complain(f"{output.lines_written:,} of {len(arguments.inputs):,} results written")
+            raise
+        for index, result in enumerate(results):
+            output.take(index, result)
+        output.finish()
+    return results
+
+
+def _run_until_signal(
+    arguments: RunArguments, observers: Sequence[Observer], *tasks: Callable[[], Awaitable[object]]
+) -> list[FlowResult]:
+    """Run the flow while ``tasks`` run, which are cancelled when it is over."""
     reporters: list[Reporter] = []
 
     async def run() -> list[FlowResult | None]:
         # Opened in here, so that the terminal is as it was before a signal can end the process.
-        with open_reporter(quiet=arguments.quiet) as reporter, one_exception():
+        with (
+            open_reporter(quiet=arguments.quiet, input_lines=arguments.input_lines) as reporter,
+            one_exception(),
+        ):
             reporters.append(reporter)
+
+            def observe(event: Event) -> None:
+                for observer in (*observers, reporter.observe):
+                    observer(event)
+
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(reporter.keep_showing)
-                async with open_runtime(arguments.config, on_event=reporter.observe) as runtime:
+                for task in (reporter.keep_showing, *tasks):
+                    nursery.start_soon(task)
+                async with open_runtime(arguments.config, on_event=observe) as runtime:
                     submitted = await runtime.submit(
                         arguments.flow,
                         arguments.inputs,
@@ -43,14 +94,4 @@ def run_flow(arguments: RunArguments) -> int:
         for reporter in reporters:
             reporter.warn("interrupted: ending the run and its workers")
 
-    ended = run_until_signal(run, on_signal=announce_end)
-    results = [result for result in ended if result is not None]
-    arguments.output.write(results, is_batch=arguments.is_batch)
-    failures = [result.error for result in results if isinstance(result, Failed)]
-    if not failures:
-        return 0
-    how_many = ""
-    if arguments.is_batch:
-        how_many = f"{len(failures):,} of {count(len(results), 'item')} failed, the first with: "
-    complain(f"run failed: {how_many}{failures[0].message} (code {failures[0].code})")
-    return FAILED
+    return [result for result in run_until_signal(run, on_signal=announce_end) if result is not None]

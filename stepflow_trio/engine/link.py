@@ -59,6 +59,9 @@ class EagerLink(Link, Protocol):
     def send_nowait(self, frames: Sequence[bytes]) -> bool:
         """Send the frames as far as that needs no waiting. Never raises.
 
+        Called only where nothing waits to be sent: not during a :meth:`send`, and after it has returned
+        False not before a :meth:`send` has returned.
+
         Returns:
             Whether all of it is gone. If not, the rest is kept and goes first with the next :meth:`send`,
             which may be called without frames for that, and which says so if the peer takes nothing any more.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
+from msgspec import UNSET, UnsetType
 
 from stepflow_trio.engine import Connection, Handlers, Limits, Link, open_connection
 from stepflow_trio.errors import (
@@ -29,6 +32,10 @@ from stepflow_trio.protocol.payloads import ComponentInfo, ExecuteParams, ListPa
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.runtime.events import Observer, WorkerEnded, WorkerStarted
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure, kind_of_code
+
+ResultT = TypeVar("ResultT")
+
+_log = logging.getLogger("stepflow_trio.runtime")
 
 START_TIMEOUT_S = 30.0
 """A worker that has not answered ``initialize`` by then is given up. Upstream waits as long for its port."""
@@ -70,6 +77,9 @@ Launcher = Callable[[], AbstractAsyncContextManager[Started]]
 
 Entering raises :class:`SpawnFailed` where it cannot be started.
 """
+
+
+_CLOSING = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
 
 
 @dataclass(eq=False)
@@ -141,12 +151,12 @@ class WorkerPlugin:
 
     async def list_components(self) -> list[ComponentInfo]:
         """What the worker offers; see :meth:`Plugin.list_components`."""
-        instance, connection = await self._ready()
-        try:
+
+        async def ask(connection: Connection) -> list[ComponentInfo]:
             listed = await connection.call(methods.COMPONENTS_LIST, ListParams(), timeout_s=START_TIMEOUT_S)
-        except StepflowError as exc:
-            raise await self._failure(exc, instance) from exc
-        return listed.components
+            return listed.components
+
+        return await self._with_worker(ask)
 
     async def execute(
         self,
@@ -158,24 +168,37 @@ class WorkerPlugin:
         deadline: float,
     ) -> Any:
         """Execute a component on the worker; see :meth:`Plugin.execute`."""
-        instance, connection = await self._ready()
-        params = ExecuteParams(component=component, input=input, attempt=attempt, observability=observability)
-        if deadline != float("inf") and dialects.DEADLINE in connection.peer_extensions:
+
+        async def ask(connection: Connection) -> Any:
+            timeout_s: float | UnsetType = UNSET
+            if deadline != float("inf") and dialects.DEADLINE in connection.peer_extensions:
+                timeout_s = max(0.0, deadline - trio.current_time())
             params = ExecuteParams(
                 component=component,
                 input=input,
                 attempt=attempt,
                 observability=observability,
-                timeout_s=max(0.0, deadline - trio.current_time()),
+                timeout_s=timeout_s,
             )
+            return (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
+
+        return await self._with_worker(ask)
+
+    async def _with_worker(self, ask: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
+        instance = self._current()
+        # Counted before the first wait: a worker that is given up meanwhile stays for whoever is on the way.
         instance.live_calls += 1
         try:
-            return (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
+            await instance.outcome.wait()
+            if instance.connection is None:
+                raise instance.failure or _CLOSING
+            return await ask(instance.connection)
         except StepflowError as exc:
             raise await self._failure(exc, instance) from exc
         finally:
             instance.live_calls -= 1
-            self._look_after(instance, connection)
+            if instance.connection is not None:
+                self._look_after(instance, instance.connection)
 
     # ---- starting -----------------------------------------------------------------------------------
 
@@ -185,14 +208,6 @@ class WorkerPlugin:
             instance = self._instance = _Instance()
             self._nursery.start_soon(self._host, instance, name=f"worker {self.name}")
         return instance
-
-    async def _ready(self) -> tuple[_Instance, Connection]:
-        instance = self._current()
-        await instance.outcome.wait()
-        if instance.failure is not None:
-            raise await self._failure(instance.failure, instance)
-        assert instance.connection is not None  # noqa: S101 — set together with outcome, or failure is
-        return instance, instance.connection
 
     async def _host(self, instance: _Instance) -> None:
         """Own one start of the worker, from spawning to reaping."""
@@ -206,7 +221,15 @@ class WorkerPlugin:
                     ) as connection,
                 ):
                     instance.started = started
-                    instance.welcome = await _initialize(connection)
+                    try:
+                        instance.welcome = await _initialize(connection)
+                    except StepflowError as exc:
+                        # Told at once: ending a worker that would not start can take a while.
+                        explained = await started.explain(exc) if isinstance(exc, ConnectionLost) else exc
+                        instance.failure = explained
+                        self.problem = str(explained)
+                        instance.outcome.set()
+                        raise explained from exc
                     instance.connection = connection
                     instance.outcome.set()
                     self.problem = None
@@ -215,13 +238,13 @@ class WorkerPlugin:
                     if connection.loss is not None:
                         detail = str(await started.explain(connection.loss))
         except StepflowError as exc:
+            detail = self.problem = str(exc)
             instance.failure = exc
-            if isinstance(exc, ConnectionLost) and instance.started is not None:
-                instance.failure = await instance.started.explain(exc)
-            detail = self.problem = str(instance.failure)
+        except Exception as exc:  # noqa: BLE001 — whatever it is, it costs this worker and not the runtime
+            _log.error("worker %s failed", self.name, exc_info=exc)
+            detail = self.problem = f"{type(exc).__name__}: {exc}"
+            instance.failure = ConnectionLost(LossReason.STREAM_ERROR, detail)
         finally:
-            if instance.connection is None and instance.failure is None:
-                instance.failure = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
             instance.outcome.set()
             self._observe(WorkerEnded(plugin=self.name, detail=detail))
 
@@ -237,13 +260,27 @@ class WorkerPlugin:
             instance.stop.set()
 
     async def _expect_end(self, instance: _Instance, connection: Connection, calls: frozenset[int]) -> None:
+        """Give the worker its grace to end cancelled executions; then give the worker up."""
+        answers = False
         with trio.move_on_after(CANCEL_GRACE_S):
+            with trio.move_on_after(CANCEL_GRACE_S / 10):
+                await connection.wait_lost()
+            if connection.loss is None and calls & connection.abandoned_calls:
+                # Is it only this component, or the whole worker that is stuck? Any answer will tell.
+                with contextlib.suppress(CallFailed, ConnectionLost, RemoteProtocolError):
+                    await connection.call(methods.COMPONENTS_LIST, ListParams())
+                answers = True
             await connection.wait_lost()
         instance.watched -= calls
-        if connection.loss is None and calls & connection.abandoned_calls:
+        if connection.loss is not None or not calls & connection.abandoned_calls:
+            return
+        instance.retired = True
+        if answers:
             # Others may be at work in it: they finish there, and new calls go to a new worker.
-            instance.retired = True
             self._look_after(instance, connection)
+        else:
+            detail = f"it answers nothing, {CANCEL_GRACE_S:g} s after an execution in it was cancelled"
+            connection.lose(LossReason.IDLE_TIMEOUT, detail)
 
     # ---- failures -----------------------------------------------------------------------------------
 
@@ -258,12 +295,17 @@ class WorkerPlugin:
             case RemoteProtocolError():
                 kind = kind_of_code(exc.code)
                 return StepFailure(FlowError(exc.code, f"worker {self.name}: {exc.message}", exc.data), kind)
+            case WorkerExited() if instance.connection is None and (exc.returncode or 0) >= 0:
+                # It ended by itself before it was ready: it would do so again.
+                return StepFailure(self._exit_error(exc), FailureKind.FINAL)
+            case CallTimeout() if instance.connection is None:
+                message = f"worker {self.name} did not answer initialize within {exc.after_s:g} s"
+                return StepFailure(FlowError(ErrorCode.TRANSPORT_ERROR, message), FailureKind.FINAL)
             case SpawnFailed():
                 kind = FailureKind.TRANSPORT if exc.is_transient else FailureKind.FINAL
                 return StepFailure(FlowError(ErrorCode.SPAWN_FAILED, str(exc)), kind)
             case WorkerExited():
-                data = {"returncode": exc.returncode, "stderr": list(exc.stderr[-20:])}
-                error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self.name}: {exc.summary}", data)
+                error = self._exit_error(exc)
             case ConnectionLost():
                 error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self.name}: {exc}")
             case CallTimeout():
@@ -271,6 +313,11 @@ class WorkerPlugin:
             case _:
                 return StepFailure(FlowError(ErrorCode.RUNTIME_INTERNAL, str(exc)), FailureKind.FINAL)
         return StepFailure(error, FailureKind.TRANSPORT)
+
+    def _exit_error(self, exc: WorkerExited) -> FlowError:
+        last = f": {exc.stderr[-1]}" if exc.stderr else ""
+        data = {"returncode": exc.returncode, "stderr": list(exc.stderr[-20:])}
+        return FlowError(ErrorCode.CONNECTION_LOST, f"worker {self.name}: {exc.summary}{last}", data)
 
     def __repr__(self) -> str:
         instance = self._instance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -46,21 +47,22 @@ class DescriptorStream(trio.abc.Stream):
             except OSError as exc:
                 raise trio.BrokenResourceError(f"cannot read: {exc.strerror}") from exc
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of it, waiting where the pipe is full."""
+    async def send_all(
+        self, data: bytes | bytearray | memoryview, progressed: Callable[[], object] | None = None
+    ) -> None:
+        """Write all of it, waiting where the pipe is full; call ``progressed`` whenever it took some."""
         with memoryview(data) as view:
             written = 0
             while written < len(view):
-                self._check_open()
-                try:
-                    with view[written:] as rest:
-                        written += os.write(self._fd, rest)
-                except BlockingIOError:
+                with view[written:] as rest:
+                    taken = self.send_nowait(rest)
+                if not taken:
                     await trio.lowlevel.wait_writable(self._fd)
-                except OSError as exc:
-                    raise trio.BrokenResourceError(f"cannot write: {exc.strerror}") from exc
+                elif progressed is not None:
+                    progressed()
+                written += taken
 
-    def send_nowait(self, data: bytes) -> int:
+    def send_nowait(self, data: bytes | memoryview) -> int:
         """Write what there is room for; return how many bytes that was. Raises as :meth:`send_all` does."""
         self._check_open()
         try:

@@ -199,16 +199,15 @@ async def open_process_link(
     Leaving the block walks down ``ladder``: in order, or with an exception, it waits as long as the
     graces say; when cancelled, at most ``cancelled_grace_s`` on either rung. Whatever happens, no process
     of the group is left, the process is reaped, and the link is closed. Cancelled while starting, there is
-    no process either. The exception that comes out is the block's own.
+    no process either. The exception that comes out is the block's own, even if the ladder is cancelled;
+    only where the block ended in order does that cancellation come out.
 
     Raises:
         SpawnFailed: the program was not found, or cannot be run; it says why.
     """
     ladder = ladder or StopLadder()
     with ExitStack() as closing:
-        process = await _spawn(command, env, os.fspath(cwd))
-        pipes = _Pipes(process)
-        closing.callback(pipes.close)
+        process, pipes = await _spawn(command, env, os.fspath(cwd), closing)
         worker = WorkerProcess(
             process,
             pipes,
@@ -223,17 +222,18 @@ async def open_process_link(
                     nursery.start_soon(worker.wait_exited, name="wait for exit")
                     yield worker
                     nursery.cancel_scope.cancel(reason="the block has ended")
-        finally:
-            try:
-                await _end(worker, ladder)
-            finally:
-                if worker.returncode is None:
-                    hurried = ladder.hurried()
-                    # One second more than it can take, so that it ends by itself.
-                    await last_words(partial(_end, worker, hurried), within_s=hurried.longest_s + 1)
+        except BaseException:
+            # It ends what was cancelled as well as `Cancelled` does, which would hide it.
+            with suppress(trio.Cancelled):
+                await _end_for_certain(worker, ladder)
+            raise
+        else:
+            await _end_for_certain(worker, ladder)
 
 
-async def _spawn(command: Sequence[str], env: Mapping[str, str], cwd: str) -> trio.Process:
+async def _spawn(
+    command: Sequence[str], env: Mapping[str, str], cwd: str, closing: ExitStack
+) -> tuple[trio.Process, _Pipes]:
     if isinstance(command, str):
         raise SpawnFailed(command, "it is one string: give the program and its arguments as a list")
     typed = shlex.join(command)
@@ -244,54 +244,73 @@ async def _spawn(command: Sequence[str], env: Mapping[str, str], cwd: str) -> tr
     except (OSError, ValueError) as exc:
         raise SpawnFailed(typed, str(exc)) from exc
     try:
-        # No checkpoint lies between the start in a thread, which is waited for even when cancelled, and
-        # the `finally` of the caller.
-        return await trio.lowlevel.open_process(
-            [program, *command[1:]],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=dict(env),
-            cwd=cwd,
-            start_new_session=True,
-        )
+        with ExitStack() as childs:
+            # Made before the process is: once that runs, nothing may fail any more.
+            stdin, child_stdin = _open_pipe(closing, childs, to_child=True)
+            stdout, child_stdout = _open_pipe(closing, childs, to_child=False)
+            stderr, child_stderr = _open_pipe(closing, childs, to_child=False)
+            _enlarge(stdin)
+            _enlarge(stdout)
+            # No checkpoint lies between the start in a thread, which is waited for even when cancelled,
+            # and the `try` of the caller.
+            process = await trio.lowlevel.open_process(
+                [program, *command[1:]],
+                stdin=child_stdin,
+                stdout=child_stdout,
+                stderr=child_stderr,
+                env=dict(env),
+                cwd=cwd,
+                start_new_session=True,
+            )
+            return process, _Pipes(stdin, stdout, stderr)
     except (OSError, ValueError) as exc:
         is_transient = isinstance(exc, OSError) and exc.errno in TRANSIENT_ERRORS
         raise SpawnFailed(typed, why_not_started(exc, program), is_transient=is_transient) from exc
 
 
+async def _end_for_certain(worker: WorkerProcess, ladder: StopLadder) -> None:
+    try:
+        await _end(worker, ladder)
+    finally:
+        if worker.returncode is None:
+            hurried = ladder.hurried()
+            # One second more than it can take, so that it ends by itself.
+            await last_words(partial(_end, worker, hurried), within_s=hurried.longest_s + 1)
+
+
 async def _end(worker: WorkerProcess, ladder: StopLadder) -> None:
-    async with trio.open_nursery() as nursery:
-        # A worker that has much to say at its end must not wait for a reader.
-        nursery.start_soon(worker.drain_stderr, name="read stderr")
-        await worker.stop(ladder)
-        nursery.cancel_scope.cancel(reason="the process has ended")
+    with one_exception():
+        async with trio.open_nursery() as nursery:
+            # A worker that has much to say at its end must not wait for a reader.
+            nursery.start_soon(worker.drain_stderr, name="read stderr")
+            await worker.stop(ladder)
+            nursery.cancel_scope.cancel(reason="the process has ended")
 
 
+@dataclass(frozen=True, slots=True)
 class _Pipes:
     """This side's ends of a child's three pipes."""
 
-    def __init__(self, process: trio.Process) -> None:
-        self.stdin = _take_over(process.stdin)
-        self.stdout = _take_over(process.stdout)
-        self.stderr = _take_over(process.stderr)
-        if hasattr(fcntl, "F_SETPIPE_SZ"):
-            for pipe in (self.stdin, self.stdout):
-                # Refused where this user's pipes hold much already: then it is only slower.
-                with suppress(OSError):
-                    fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    def close(self) -> None:
-        for pipe in (self.stdin, self.stdout, self.stderr):
-            pipe.close()
+    stdin: DescriptorStream
+    stdout: DescriptorStream
+    stderr: DescriptorStream
 
 
-def _take_over(stream: object) -> DescriptorStream:
-    if not isinstance(stream, trio.lowlevel.FdStream):
-        raise TypeError(f"trio gave {stream!r} for a pipe")
-    own = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
-    stream.close()
-    return DescriptorStream(own)
+def _open_pipe(closing: ExitStack, childs: ExitStack, *, to_child: bool) -> tuple[DescriptorStream, int]:
+    """This side's end, which is closed with ``closing``, and the child's, which is closed with ``childs``."""
+    reader, writer = os.pipe()
+    own, given = (writer, reader) if to_child else (reader, writer)
+    childs.callback(os.close, given)
+    stream = DescriptorStream(own)
+    closing.callback(stream.close)
+    return stream, given
+
+
+def _enlarge(pipe: DescriptorStream) -> None:
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        # Refused where this user's pipes hold much already: then it is only slower.
+        with suppress(OSError):
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class _ChildOutput(trio.abc.ReceiveStream):
@@ -315,13 +334,14 @@ class _ChildOutput(trio.abc.ReceiveStream):
         while self._left is None:
             with trio.CancelScope() as self._waiting:
                 return self._counted(await self._pipe.receive_some(max_bytes))
-        if self._left == 0:
+        if self._left <= 0:
             await trio.lowlevel.checkpoint()
             return b""
         return self._counted(await self._pipe.receive_some(min(max_bytes or RECEIVE_BYTES, self._left)))
 
     def _counted(self, data: bytes) -> bytes:
-        # The end may have come between the moment when data were there and the one when they were read.
+        # The end may have come between the moment when data were there and the one when they were read. What
+        # others have written in between is then among them, and more is read than was left.
         if self._left is not None:
             self._left -= len(data)
         return data

@@ -14,7 +14,8 @@ RECEIVE_BYTES = 64 * 2**10
 """Asked for in one read; what a pipe holds by default."""
 
 SEND_BYTES = 64 * 2**10
-"""Given to one write at most, so that a peer that takes a large frame slowly is seen to take it."""
+"""A frame this large goes into a write of its own. A stream that does not tell what it has taken is given no
+more at once, so that a peer that takes a large frame slowly is seen to take it."""
 
 
 class StreamLink:
@@ -109,13 +110,10 @@ class DescriptorLink(StreamLink):
     def send_nowait(self, frames: Sequence[bytes]) -> bool:
         """Send as far as there is room; see :class:`~stepflow_trio.engine.link.EagerLink`."""
         data = b"\n".join([*frames, b""])
-        if self._unsent:
-            self._unsent += data
-        else:
-            try:
-                self._unsent = data[self._descriptor.send_nowait(data) :]
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._unsent = data
+        try:
+            self._unsent = data[self._descriptor.send_nowait(data) :]
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._unsent = data
         return not self._unsent
 
     async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
@@ -124,3 +122,6 @@ class DescriptorLink(StreamLink):
             unsent, self._unsent = self._unsent, b""
             await self._write(unsent, progressed)
         await super().send(frames, progressed)
+
+    async def _write(self, data: bytes, progressed: Callable[[], object]) -> None:
+        await self._descriptor.send_all(data, progressed)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import trio
 
 from stepflow_trio.engine import Connection
-from stepflow_trio.errors import ErrorCode, RemoteProtocolError, RunCancelled, RunFailed
+from stepflow_trio.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RunCancelled, RunFailed
 from stepflow_trio.protocol import blobs, dialects, methods
 from stepflow_trio.protocol.dialects import Hello
 from stepflow_trio.protocol.methods import Method
@@ -50,8 +50,9 @@ class Context:
     gets it from :meth:`Context.current`. It is of use until the component returns.
 
     Every method that calls the runtime raises :class:`CallFailed` where the runtime refuses,
-    :class:`ConnectionLost` where the connection ends, and leaves at once when it is cancelled. In a
-    component that runs in a thread, call them through ``trio.from_thread.run``.
+    :class:`ConnectionLost` where the connection ends, :class:`LocalProtocolError` where the execution is
+    over, and leaves at once when it is cancelled. In a component that runs in a thread, call them through
+    ``trio.from_thread.run``.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Context:
         self._observability = observability or Observability()
         self._places: trio.Semaphore | None = None  # made with the first callback: most make none
         self._submissions = 0
+        self._is_over = False
         self.component = component
         """The component's path as it was called."""
         self.attempt = attempt
@@ -92,9 +94,9 @@ class Context:
         """Make this the current context of the running task."""
         return _current.set(self)
 
-    @staticmethod
-    def leave(token: contextvars.Token[Context]) -> None:
-        """Undo :meth:`enter`."""
+    def leave(self, token: contextvars.Token[Context]) -> None:
+        """Undo :meth:`enter`: the execution is over, and nothing more is asked or told in its name."""
+        self._is_over = True
         _current.reset(token)
 
     @property
@@ -314,12 +316,16 @@ class Context:
             trio.from_thread.run_sync(self._report, params)
 
     def _report(self, params: ProgressParams) -> None:
-        if self._connection.loss is None:
+        if not self._is_over and self._connection.loss is None:
             self._connection.notify_nowait(methods.PROGRESS_UPDATE, params)
 
     # ---- beneath ------------------------------------------------------------------------------------
 
     async def _call(self, method: Method[ParamsT, ResultT], params: ParamsT) -> ResultT:
+        if self._is_over:
+            raise LocalProtocolError(
+                f"the execution of {self.component} that this Context belongs to is over"
+            )
         if self._places is None:
             self._places = trio.Semaphore(MAX_CALLBACKS)
         async with self._places:

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from typing import Any, cast
 
 import trio
@@ -105,8 +105,8 @@ class Session:
             token = context.enter()
             try:
                 args, kwargs = component.bind(params.input, context, path_params)
-                return _result(component.fn(*args, **kwargs))
-            except Exception as exc:
+                return _result(_call_plain(component.fn, args, kwargs))
+            except (Exception, SystemExit) as exc:
                 raise self._failure(exc, component, context) from exc
             finally:
                 context.leave(token)
@@ -115,25 +115,27 @@ class Session:
     async def _execute_in_task(
         self, component: Component, input: Any, context: Context, path_params: Mapping[str, str]
     ) -> ExecuteResult:
-        context.enter()
+        token = context.enter()
         try:
             args, kwargs = component.bind(input, context, path_params)
-            call: Callable[[], Any] = partial(component.fn, *args, **kwargs)
             if component.kind == "async":
-                output = call()
+                output = component.fn(*args, **kwargs)
                 if isawaitable(output):  # not where a decorator made a plain function of an async one
                     output = await output
             else:
                 # A thread cannot be cancelled. It is left behind with its result ignored, and gives its
                 # place in the pool back only when it ends.
+                call = partial(_call_plain, component.fn, args, kwargs)
                 output = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
             return _result(output)
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             raise self._failure(exc, component, context) from exc
+        finally:
+            context.leave(token)
 
-    def _failure(self, exc: Exception, component: Component, context: Context) -> RpcError:
+    def _failure(self, exc: Exception | SystemExit, component: Component, context: Context) -> RpcError:
         """What the runtime is told: an error that the author meant, or the type and message of any other."""
-        exc = _only_leaf(exc)
+        exc = exc if isinstance(exc, SystemExit) else _only_leaf(exc)
         if isinstance(exc, RpcError) and not isinstance(exc, CallFailed):
             return exc
         kind = type(exc).__name__
@@ -155,6 +157,17 @@ def _only_leaf(exc: Exception) -> Exception:
             break
         exc = inside[0]
     return cast("Exception", exc)
+
+
+def _call_plain(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    output = function(*args, **kwargs)
+    if iscoroutine(output):
+        output.close()
+        raise TypeError(
+            f"a plain function cannot await {output.__qualname__}: call it through "
+            f"trio.from_thread.run(context.put_blob, …), or make the component async"
+        )
+    return output
 
 
 def _result(output: Any) -> ExecuteResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -21,8 +20,9 @@ from stepflow_trio.worker.session import Session
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-MAX_THREADS = min(32, (os.cpu_count() or 1) + 4)
-"""Components in plain functions that run at once: what the standard library gives a thread pool."""
+MAX_THREADS = 40
+"""Components in plain functions that run at once: as many as trio's own pool. Most of them wait for
+something; and one that waits for a run keeps its place, which a step of that run may need."""
 
 ORPHAN_GRACE_S = 5.0
 """A worker that is still there so long after its connection should be over is blocked, and ends by force."""

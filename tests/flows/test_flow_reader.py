@@ -210,7 +210,7 @@ def test_a_flow_with_errors_can_be_examined_but_not_run():
         (
             "steps: [{id: a, component: /a, onError: {}}]",
             (1, 41),
-            'onError needs a "action"',
+            'onError needs an "action"',
             "",
         ),
         (

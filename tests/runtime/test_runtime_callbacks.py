@@ -484,6 +484,25 @@ async def test_a_run_that_is_submitted_while_the_runtime_closes_never_begins_and
     assert stage.began == []
 
 
+async def test_a_run_whose_submitter_s_run_is_cancelled_while_it_is_recorded_never_begins(
+    autojump_clock: Any,
+) -> None:
+    stage, store = Stage(), SlowRunStore(RunStarted)
+
+    async def act(connection: Connection, params: ExecuteParams) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 9):
+            await submit(connection, params, WAITS, ["x"])
+
+    workers = {"raw": RawWorker(act), "w": stage.worker}
+    async with open_runtime(workers=workers, run_store=store) as runtime:
+        run = await runtime.submit(one_step("/raw/x"), [None])
+        await trio.sleep(0.5)
+        run.cancel()
+        await trio.sleep(5)
+        assert store.statuses == ["cancelled", "cancelled"]
+        assert stage.began == []
+
+
 # ---- subflow keys ---------------------------------------------------------------------------------------
 
 KEY = "5f1d4a7e-3c55-4b3c-9f1b-111111111111"

@@ -18,7 +18,7 @@ import trio.testing
 from stepflow_trio.engine.link import Link
 from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.transports.memory import memory_link_pair
-from stepflow_trio.transports.process import open_process_link
+from stepflow_trio.transports.process import PIPE_BYTES, open_process_link
 from stepflow_trio.transports.stdio import open_stdio_link
 from stepflow_trio.transports.streams import StreamLink
 
@@ -208,7 +208,7 @@ async def test_a_frame_of_8_mib_goes_both_ways_between_small_ones_and_its_progre
                 nursery.start_soon(send, sender, progress)
                 assert await receive_frames(receiver, len(sent)) == sent
             if isinstance(sender, StreamLink):
-                assert len(progress) >= 8 * 2**20 / 2**16
+                assert len(progress) >= 8 * 2**20 / PIPE_BYTES
 
 
 @every_transport

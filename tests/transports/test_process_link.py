@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -196,6 +197,47 @@ async def test_running_out_of_descriptors_is_transient(
         async with open_process_link(["sh"], env={}, cwd=tmp_path):
             pass
     assert failed.value.is_transient
+
+
+@pytest.mark.parametrize("pipes_there_are", [0, 1, 2])
+async def test_when_there_are_not_descriptors_enough_for_its_pipes_nothing_is_started(
+    python: Python, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipes_there_are: int
+) -> None:
+    make, made = os.pipe, 0
+
+    def make_pipe() -> tuple[int, int]:
+        nonlocal made
+        if made == pipes_there_are:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made += 1
+        return make()
+
+    monkeypatch.setattr(os, "pipe", make_pipe)
+    with pytest.raises(SpawnFailed, match="Too many open files") as failed:
+        async with open_process_link(python(ECHO), env={}, cwd=tmp_path):
+            raise AssertionError("started")
+    assert failed.value.is_transient
+
+
+async def test_once_it_runs_it_does_not_matter_that_there_are_no_descriptors_left(
+    python: Python, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    class TheLast(subprocess.Popen[bytes]):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (4, limits[1]))
+
+    monkeypatch.setattr(subprocess, "Popen", TheLast)
+    try:
+        async with open_process_link(python(ECHO), env={}, cwd=tmp_path, ladder=SLOW) as worker:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.pipe()
+            assert await ask(worker, b"1") == b"1"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert worker.returncode == 0
 
 
 # ---- stderr ---------------------------------------------------------------------------------------------
@@ -394,6 +436,27 @@ async def test_output_that_is_read_in_the_moment_of_the_end_is_counted_once() ->
         os.close(ringer)
 
 
+async def test_what_others_write_between_the_end_and_the_read_keeps_nobody_waiting(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    reader, writer = os.pipe()
+
+    class ReadLate(DescriptorStream):
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.lowlevel.wait_readable(self.fileno())
+            output.end()
+            os.write(writer, b" and more")
+            return os.read(self.fileno(), 100)
+
+    output = _ChildOutput(ReadLate(reader))
+    os.write(writer, b"last")
+    with trio.fail_after(1):
+        assert await output.receive_some() == b"last and more"
+        assert await output.receive_some() == b""
+    await output.aclose()
+    os.close(writer)
+
+
 async def ring(*pipes: int) -> None:
     await trio.testing.wait_all_tasks_blocked()
     for pipe in pipes:
@@ -548,6 +611,31 @@ async def test_the_exception_of_the_block_comes_out_as_it_is(python: Python, tmp
     with pytest.raises(ExceptionGroup, match="mine"):
         async with open_process_link(python(ECHO), env={}, cwd=tmp_path):
             raise ExceptionGroup("mine", [LookupError()])
+
+
+async def test_the_exception_of_the_block_comes_out_although_the_ladder_is_cancelled(
+    python: Python, tmp_path: Path, lifelines: Lifelines
+) -> None:
+    ladder = StopLadder(stdin_grace_s=30, term_grace_s=30, cancelled_grace_s=0.1)
+    cause = KeyError("cause")
+    began = time.monotonic()
+    with pytest.raises(LookupError, match="mine") as failed, trio.CancelScope() as scope:
+        async with open_process_link(
+            python(IGNORES_EOF_AND_TERM, lifelines.path), env={}, cwd=tmp_path, ladder=ladder
+        ) as worker:
+            lifeline = await lifelines.accept()
+            assert await worker.link.receive() == [b"1"]
+            scope.deadline = trio.current_time() + 0.1
+            try:
+                raise cause
+            except KeyError:
+                raise LookupError("mine")  # noqa: B904 — its context is to stay as it is
+    assert failed.value.__context__ is cause
+    assert scope.cancel_called
+    assert not scope.cancelled_caught
+    assert time.monotonic() - began < 5
+    assert worker.returncode == -signal.SIGKILL
+    await wait_dead(lifeline)
 
 
 @pytest.mark.parametrize("name", ["stdin_grace_s", "term_grace_s", "cancelled_grace_s"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepflow_trio.protocol.lines import FrameRejected
-from stepflow_trio.transports.streams import SEND_BYTES, StreamLink
+from stepflow_trio.transports.descriptors import DescriptorStream
+from stepflow_trio.transports.streams import SEND_BYTES, DescriptorLink, StreamLink
 
 
 class RecordingStream(trio.abc.Stream):
@@ -141,6 +143,23 @@ async def test_a_cancelled_send_has_written_a_part_and_no_more(
             assert await far.receive_some(SEND_BYTES) == b"x" * SEND_BYTES
     assert scope.cancelled_caught
     assert len(progress) == 1
+
+
+async def test_over_a_descriptor_whatever_the_peer_takes_of_a_large_frame_is_progress() -> None:
+    (unused, other_end), (reader, writer) = os.pipe(), os.pipe()
+    link = DescriptorLink(DescriptorStream(unused), DescriptorStream(writer))
+    progress: list[None] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.send, [b"x" * (4 * SEND_BYTES)], lambda: progress.append(None))
+        await trio.testing.wait_all_tasks_blocked()
+        for taken in range(5):
+            assert len(progress) == taken + 1
+            os.read(reader, os.sysconf("SC_PAGESIZE"))  # a pipe gives its room back by the page
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await link.aclose()
+    os.close(reader)
+    os.close(other_end)
 
 
 def test_a_link_says_what_it_is_over() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -374,7 +375,9 @@ async def test_what_is_in_flight_when_the_runtime_hangs_up_is_cancelled_after_th
     near, far = memory_link_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker.serve, far)
-        async with open_connection(near, Handlers(), role=Role.RUNTIME, limits=Limits(drain_s=0)) as connection:
+        async with open_connection(
+            near, Handlers(), role=Role.RUNTIME, limits=Limits(drain_s=0)
+        ) as connection:
             await connection.call("initialize", {"runtimeProtocolVersion": 1})
             await connection.notify("initialized", {})
             async with trio.open_nursery() as calls:
@@ -387,3 +390,51 @@ async def test_what_is_in_flight_when_the_runtime_hangs_up_is_cancelled_after_th
                 await wait_all_tasks_blocked()
                 await near.aclose()
     assert ended == [(60, 3)]
+
+
+@pytest.mark.parametrize("kind", ["async", "thread", "inline"])
+async def test_a_component_that_exits_fails_and_the_worker_lives_on(kind: str) -> None:
+    worker = Worker()
+
+    def leave() -> None:
+        sys.exit(3)
+
+    async def leave_async() -> None:
+        leave()
+
+    if kind == "async":
+        worker.add_component(leave_async, path="/leave")
+    else:
+        worker.add_component(leave, path="/leave", inline=kind == "inline")
+    async with serving(worker) as connection:
+        for _ in range(2):
+            with pytest.raises(CallFailed) as caught:
+                await execute(connection, "/leave", {})
+            assert (caught.value.code, caught.value.message) == (ErrorCode.COMPONENT_FAILED, "SystemExit: 3")
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_plain_function_that_forgets_how_to_await_is_told(inline: bool) -> None:
+    worker = Worker()
+
+    def store(context: Context) -> Any:
+        return context.put_blob(1)
+
+    worker.add_component(store, inline=inline)
+    async with serving(worker) as connection:
+        with pytest.raises(CallFailed, match=r"trio\.from_thread\.run\(context\.put_blob"):
+            await execute(connection, "/store", {})
+
+
+async def test_a_context_is_of_no_use_when_its_execution_is_over() -> None:
+    worker, kept = Worker(), []
+
+    @worker.component
+    async def keep(context: Context) -> None:
+        kept.append(context)
+
+    async with serving(worker) as connection:
+        await execute(connection, "/keep", {})
+        with pytest.raises(LocalProtocolError, match="is over"):
+            await kept[0].put_blob(1)
+        kept[0].progress(0.5)
