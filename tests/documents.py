@@ -37,7 +37,8 @@ class Page:
             # On its own lines, so that a traceback leads to the page.
             exec(compile("\n" * line + code, self.name, "exec"), module.__dict__)  # noqa: S102 — ours
             promised = re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
-            assert capsys.readouterr().out.splitlines() == promised
+            printed = capsys.readouterr().out.splitlines()
+            assert printed == promised, f"{printed} is not {promised}"
 
     def anchors(self) -> set[str]:
         """What a link can name behind its ``#``."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, find_config, read_config_file
@@ -18,6 +16,5 @@ def read_configuration(path: str | None, *, beside: Path | None = None) -> Confi
     Raises:
         ConfigError: it cannot be read or used.
     """
-    environ = {"STEPFLOW_PYTHON": sys.executable, **os.environ}
     found = Path(path) if path is not None else find_config(beside, Path())
-    return read_config_file(found, environ=environ) if found is not None else DEFAULT_CONFIG
+    return read_config_file(found) if found is not None else DEFAULT_CONFIG

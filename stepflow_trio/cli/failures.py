@@ -43,7 +43,7 @@ class Failures:
         self._run_id: str | None = None
         self._is_over = False
         self._failed_steps: dict[int, list[tuple[str, FlowError]]] = {}
-        """By item: the steps that have failed in it. Of items that are over, only of the first that failed."""
+        """By item, the steps that have failed in it; of items that are over, only those of the first failed."""
         self._first: int | None = None
 
     def observe(self, event: Event) -> None:
@@ -98,16 +98,18 @@ class Failures:
 
 def _suggestion(error: FlowError) -> list[str]:
     """What the error's data says to do instead, unless its message does."""
-    found: Any = (
-        cast("dict[str, Any]", error.data).get("suggestion") if isinstance(error.data, dict) else None
-    )
+    found = _detail(error, "suggestion")
     return [found] if isinstance(found, str) and found and found not in error.message else []
 
 
 def _stderr_tail(error: FlowError) -> list[str]:
     """The last lines of the stderr that the error's data has, as a list of lines or as a text."""
-    found: Any = cast("dict[str, Any]", error.data).get("stderr") if isinstance(error.data, dict) else None
-    lines = cast("list[Any]", found) if isinstance(found, list) else []
+    found = _detail(error, "stderr")
     if isinstance(found, str):
-        lines = found.rstrip().split("\n") if found.strip() else []
+        found = found.rstrip().split("\n") if found.strip() else []
+    lines = cast("list[Any]", found) if isinstance(found, list) else []
     return [line for line in lines if isinstance(line, str)][-_STDERR_LINES:]
+
+
+def _detail(error: FlowError, name: str) -> object:
+    return cast("dict[str, Any]", error.data).get(name) if isinstance(error.data, dict) else None

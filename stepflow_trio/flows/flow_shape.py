@@ -348,7 +348,11 @@ class _Shaper:
 
     def _required_text(self, fields: _Fields, name: str, at: JsonPath, what: str) -> str | None:
         if fields.get(name, (None, ()))[0] is None:
-            self._found(DiagnosticKind.MISSING_FIELD, f'{what} needs {"an" if name[0] in "aeiou" else "a"} "{name}"', at)
+            self._found(
+                DiagnosticKind.MISSING_FIELD,
+                f'{what} needs {"an" if name[0] in "aeiou" else "a"} "{name}"',
+                at,
+            )
             return None
         return self._text(fields, name)
 

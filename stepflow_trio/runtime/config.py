@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,12 +132,18 @@ def find_config(flow_path: Path | None, cwd: Path) -> Path | None:
     return None
 
 
-def read_config_file(path: str | os.PathLike[str], *, environ: Mapping[str, str]) -> Config:
+def read_config_file(path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Config:
     """Read a configuration file, YAML or JSON; relative paths in it start from its directory.
+
+    ``environ`` has the values for ``$VAR`` and its kin. By default those are this process's environment, and
+    ``STEPFLOW_PYTHON`` where that does not say otherwise: the interpreter that runs this, so that a worker in
+    Python finds what is installed beside it.
 
     Raises:
         ConfigError: the file cannot be read, or see `read_config`.
     """
+    if environ is None:
+        environ = {"STEPFLOW_PYTHON": sys.executable, **os.environ}
     name = os.fspath(path)
     try:
         with Path(name).open("rb") as file:

@@ -14,12 +14,15 @@ from typing import Any
 import trio
 
 from stepflow_trio.engine.ending import last_words
-from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.errors import ErrorCode, LocalProtocolError, RpcError
 from stepflow_trio.flows.model import Flow
-from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult
 from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
 from stepflow_trio.runtime.executor import Executor
+
+MAX_DEPTH = 64
+"""How deep runs may nest. One that submits itself would go on until this process's stack is used up."""
 
 _log = logging.getLogger("stepflow_trio.runtime")
 
@@ -47,6 +50,7 @@ class Run:
         variables: Mapping[str, Any],
         max_concurrency: int,
         deadline: float,
+        depth: int,
         trace_id: str,
     ) -> None:
         self.id = run_id
@@ -56,6 +60,8 @@ class Run:
         self.variables = variables
         self.max_concurrency = max_concurrency
         self.deadline = deadline
+        self.depth = depth
+        """How many runs it is below; 0 where none submitted it."""
         self.trace_id = trace_id
         """32 hex digits that this run and all below it have in common."""
         self.results: list[FlowResult | None] = [None] * len(inputs)
@@ -258,8 +264,13 @@ class Runs:
 
         Raises:
             LocalProtocolError: this is closed.
+            RpcError: −32004, runs nest too deep.
         """
         self.check_open()
+        depth = 0 if parent is None else parent.depth + 1
+        if depth > MAX_DEPTH:
+            message = f"runs nest deeper than {MAX_DEPTH} levels: does a flow submit itself?"
+            raise RpcError(ErrorCode.INVALID_VALUE, message)
         if parent is not None and subflow_key is not None:
             known = parent.subflows.get(subflow_key)
             # Keys are made by workers, and some make the same one for different submissions.
@@ -276,6 +287,7 @@ class Runs:
             variables=variables,
             max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,
             deadline=deadline,
+            depth=depth,
             trace_id=parent.trace_id if parent is not None else run_id.hex,
         )
         if parent is not None and subflow_key is not None:
@@ -320,8 +332,3 @@ def outcome_of(run: Run, index: int = 0) -> FlowResult:
     if result is None:
         return Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run was cancelled"))
     return result
-
-
-def is_success(result: FlowResult) -> bool:
-    """Whether it is one."""
-    return isinstance(result, Success)

@@ -39,6 +39,7 @@ from stepflow_trio.runtime.config import (
     Config,
     StdioPluginConfig,
     UnsupportedPluginConfig,
+    read_config_file,
 )
 from stepflow_trio.runtime.events import Event, Observer, RunEvent
 from stepflow_trio.runtime.executor import Executor
@@ -134,10 +135,13 @@ class Runtime:
         Raises:
             FlowInvalid: the flow cannot be run as written; nothing was started.
             LocalProtocolError: an input or a variable is not JSON, or the runtime's block has been left.
+            TypeError: ``inputs`` is one value and not a sequence of them.
             ValueError: ``max_concurrency`` is less than 1.
         """
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        if isinstance(inputs, (str, bytes, Mapping)):
+            raise TypeError(f"inputs is a list with one input for each item, not {type(inputs).__name__}")
         read = _read_flow(flow)
         for index, input in enumerate(inputs):
             _check_json(input, f"<input {index}>")
@@ -196,7 +200,7 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(
-    config: Config | None = None,
+    config: Config | str | os.PathLike[str] | None = None,
     *,
     workers: Mapping[str, ServesLink] | None = None,
     on_event: Observer | None = None,
@@ -215,7 +219,8 @@ async def open_runtime(
     and their processes; the exception that comes out is the block's own.
 
     Args:
-        config: plugins, routes, retries; without it, the builtin components at ``/builtin/…``.
+        config: plugins, routes, retries, or the path of a configuration file, whose ``$VAR`` are taken from
+            this process's environment; without it, the builtin components at ``/builtin/…``.
         workers: workers of this process by plugin name. Where no configured route leads to a name, the
             worker's components are at ``/<name>/…``.
         on_event: called with everything that happens, as it happens; must be quick. What it raises is logged.
@@ -227,11 +232,17 @@ async def open_runtime(
         randomness: for the jitter of retries.
 
     Raises:
-        ConfigError: a name is used for two plugins, or the routes cannot be used or lead to none.
+        ConfigError: the configuration cannot be read, a name is used for two plugins, or the routes cannot be
+            used or lead to none.
     """
-    config = config or DEFAULT_CONFIG
+    if config is None:
+        config = DEFAULT_CONFIG
+    elif not isinstance(config, Config):
+        config = read_config_file(config)
     workers = workers or {}
-    for name in workers:
+    for name, worker in workers.items():
+        if isinstance(worker, type) or not hasattr(worker, "serve"):
+            raise ConfigError(f"workers[{name!r}] is {worker!r}; it must be a Worker, such as Worker()")
         if name in config.plugins:
             raise ConfigError(f"plugin {name!r} is configured, and given as a worker of this process too")
     routed = {rule.plugin for route in config.routes for rule in route.rules}

@@ -54,15 +54,19 @@ class DescriptorStream(trio.abc.Stream):
         with memoryview(data) as view:
             written = 0
             while written < len(view):
-                with view[written:] as rest:
-                    taken = self.send_nowait(rest)
-                if not taken:
+                self._check_open()
+                try:
+                    with view[written:] as rest:
+                        written += os.write(self._fd, rest)
+                except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._fd)
-                elif progressed is not None:
-                    progressed()
-                written += taken
+                except OSError as exc:
+                    raise trio.BrokenResourceError(f"cannot write: {exc.strerror}") from exc
+                else:
+                    if progressed is not None:
+                        progressed()
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
+    def send_nowait(self, data: bytes) -> int:
         """Write what there is room for; return how many bytes that was. Raises as :meth:`send_all` does."""
         self._check_open()
         try:

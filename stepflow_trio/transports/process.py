@@ -8,7 +8,6 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
 import termios
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence

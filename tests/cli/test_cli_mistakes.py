@@ -147,6 +147,45 @@ def test_warnings_are_shown_before_the_run_but_not_those_that_only_matter_to_the
     assert cli("run", "-q", "--flow", odd, "--input-json", "1").stderr == ""
 
 
+def test_a_step_that_no_route_leads_to_is_an_error_before_anything_starts(
+    cli_here: Cli, flow: WriteFlow, tmp_path: Path
+) -> None:
+    given = flow("/crew/echo")
+    ran = cli_here("run", "--flow", given, "--input-json", "1")
+    assert (ran.code, ran.stdout) == (2, "")
+    said = ran.stderr.splitlines()
+    assert said[0].startswith(f"{given}:5:16: error: Component /crew/echo not found: no route leads there")
+    assert said[1:3] == ["    5 |     component: /crew/echo", "      |                ^"]
+    assert said[3:] == [
+        f"      = no stepflow-config.yml beside the flow or in {tmp_path}: use --config",
+    ]
+    empty = tmp_path / "empty.yml"
+    empty.write_text("plugins: {}\nroutes: {}\n", encoding="utf-8")
+    ran = cli_here("run", "--flow", given, "--input-json", "1", "--config", empty)
+    assert (ran.code, len(ran.stderr.splitlines())) == (2, 3)
+
+
+def test_a_flow_from_a_pipe_is_not_read_again_to_show_where_it_is_wrong(
+    cli: Cli, flow: WriteFlow, tmp_path: Path
+) -> None:
+    text = flow("/crew/echo").read_text(encoding="utf-8")
+    ran = cli("run", "--flow", "/dev/stdin", "--input-json", "1", stdin=text, cwd=tmp_path)
+    assert ran.code == 2
+    assert ran.stderr.startswith("/dev/stdin: error: Component /crew/echo not found")
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_what_nobody_reads_in_a_configuration_is_always_said(
+    cli: Cli, project: Path, options: list[str]
+) -> None:
+    config = project / "odd.yml"
+    text = CONFIG.read_text(encoding="utf-8").replace("args: [worker.py]", "arguments: [worker.py]")
+    config.write_text(text, encoding="utf-8")
+    ran = cli("run", *options, "--flow", project / "good.yaml", "--config", config, "--input-json", "1")
+    assert ran.code == 0
+    assert f"{config}:8:5: plugins.crew.arguments: is ignored" in ran.stderr
+
+
 def test_a_configuration_beside_the_flow_counts_before_the_one_here(cli: Cli, project: Path) -> None:
     here = project / "here"
     here.mkdir()
@@ -157,8 +196,9 @@ def test_a_configuration_beside_the_flow_counts_before_the_one_here(cli: Cli, pr
     assert "../stepflow-config.yml:1:10: plugins: " in ran.stderr
     (project / "stepflow-config.yml").unlink()
     ran = cli("run", "--flow", "../good.yaml", "--input-json", "1", cwd=here)
-    assert ran.code == 1
+    assert ran.code == 2
     assert "no route leads there (routes: none)" in ran.stderr
+    assert "use --config" not in ran.stderr
 
 
 def test_an_error_of_our_own_is_one_line_unless_its_traceback_is_asked_for(

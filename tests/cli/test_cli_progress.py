@@ -13,6 +13,7 @@ from stepflow_trio.cli.plain_text import count, duration, plain_line
 from stepflow_trio.cli.progress_log import ProgressLog
 from stepflow_trio.cli.reporting import open_reporter
 from stepflow_trio.cli.run_state import RunState
+from stepflow_trio.errors import WorkerExited
 from stepflow_trio.flows.results import Failed, FlowError, Success
 from stepflow_trio.runtime.events import (
     Event,
@@ -71,7 +72,7 @@ def progressed(run_id: str, step_id: str, fraction: float, message: str = "") ->
 def logged(capsys: pytest.CaptureFixture[str], *events: Event | float) -> list[str]:
     """The lines that a log writes for the events; a number lets so many seconds pass."""
     clock = Clock()
-    log = ProgressLog(clock)
+    log = ProgressLog(clock=clock)
     for event in events:
         if isinstance(event, float):
             clock.seconds += event
@@ -112,16 +113,17 @@ def test_progress_is_logged_once_a_second_however_often_it_is_reported(
     assert lines[3:] == ["[    1.10 s] step a 40% busy", "[    2.20 s] step a 100%"]
 
 
-def test_a_worker_s_end_is_told_while_the_run_needs_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_s_end_is_told_while_the_run_needs_it_and_not_what_it_said_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     lines = logged(
         capsys, run_started("r1"), step_started("r1", "a"),
-        WorkerEnded(plugin="w", detail="killed\nlast words"),
+        WorkerEnded(plugin="w", detail=str(WorkerExited("w", 7, ["last", "words"]))),
         StepRetrying(run_id="r1", item_index=0, step_id="a", attempt=1, delay_s=2.0, error=BROKEN.error),
         2.0, step_started("r1", "a", attempt=2),
     )  # fmt: skip
     assert lines[3:] == [
-        "[    0.00 s] worker w ended: killed",
-        "last words",
+        "[    0.00 s] worker w ended: connection lost (peer_closed): worker 'w' exited with code 7",
         "[    0.00 s] step a failed, attempt 2 in 2.00 s: broken (code -32100)",
         "[    2.00 s] step a started (/c, attempt 2)",
     ]

@@ -46,7 +46,7 @@ def test_a_run_that_fails_prints_its_failure_as_the_result_and_exits_with_1(
         "error": {"code": -32110, "message": "not today", "data": {"asked": True}},
     }
     assert "step only failed after" in ran.stderr
-    assert ran.stderr.endswith("run failed: not today (code -32110)\n")
+    assert ran.stderr.endswith("run failed in step only (/crew/refuse): not today (code -32110)\n")
 
 
 def test_a_failed_run_exits_with_0_where_that_was_asked_for(cli: Cli, flow: WriteFlow) -> None:
@@ -61,7 +61,7 @@ def test_quiet_shows_nothing_of_a_run_that_succeeds_and_why_one_fails(cli: Cli, 
     echo = cli("run", "-q", "--flow", flow(ECHO, ECHO_INPUT), "--config", CONFIG, "--input-json", "7")
     assert echo == Finished(0, '{"outcome":"success","result":7}\n', "")
     refused = cli("run", "--quiet", "--flow", flow("/crew/refuse"), "--config", CONFIG, "--input-json", "7")
-    assert refused.stderr == "run failed: not today (code -32110)\n"
+    assert refused.stderr == "run failed in step only (/crew/refuse): not today (code -32110)\n"
 
 
 def test_what_a_worker_prints_reaches_stderr_under_its_name_and_cannot_move_the_cursor(
@@ -163,8 +163,11 @@ def test_a_batch_prints_a_line_an_item_in_the_order_of_the_inputs(
     assert results[1]["error"]["code"] == -32200
     assert ran.code == 1
     assert "run started, 3 items" in ran.stderr
-    assert re.search(r"run item 1 \(\d of 3\) failed: ", ran.stderr)
-    assert re.search(r"run failed: 1 of 3 items failed, the first with: .* \(code -32200\)\n\Z", ran.stderr)
+    assert re.search(r"run input line 3 \(\d of 3\) failed: ", ran.stderr)
+    last = ran.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"run failed: 1 of 3 items failed, the first at input line 3: .* \(code -32200\)", last
+    )
 
 
 def test_a_batch_without_inputs_prints_nothing(cli: Cli, flow: WriteFlow) -> None:

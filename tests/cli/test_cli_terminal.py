@@ -137,7 +137,7 @@ def test_a_failure_is_shown_where_it_happened_and_once_more_at_the_end(
     assert shown.finish() == 1
     plain = ESCAPE_SEQUENCE.sub("", shown.output)
     assert re.search(r"✗ only failed after \d+\.\d+ s: not today \(code -32110\)", plain)
-    assert "run failed: not today (code -32110)\r\n" in plain
+    assert "run failed in step only (/crew/refuse): not today (code -32110)\r\n" in plain
     assert "✓ completed" not in plain
 
 
@@ -147,7 +147,7 @@ def test_more_running_steps_than_rows_are_counted(
     inputs = tmp_path / "inputs.jsonl"
     inputs.write_text("1\n" * 50, encoding="utf-8")
     shown = terminal("run", "--flow", flow("/crew/wait"), "--config", CONFIG, "--inputs", inputs, rows=12)
-    shown.wait_for(r"item \d+: only +\d+\.\d+ s +/crew/wait[^\n]*\r\n +and 43 more steps")
+    shown.wait_for(r"input line \d+: only +\d+\.\d+ s +/crew/wait[^\n]*\r\n +and 43 more steps")
     shown.wait_for(r"0 of 50 items; 0 steps done, 50 running")
     shown.type("\x03")
     assert shown.finish() == 130

@@ -730,3 +730,41 @@ async def test_results_are_those_of_the_items_even_if_they_end_in_another_order(
         await run.wait()
         assert run.results == [Success(delay) for delay in delays]
         assert not any(isinstance(result, Failed) for result in run.results)
+
+
+async def test_a_flow_that_runs_itself_fails_where_runs_nest_too_deep(autojump_clock: Any) -> None:
+    itself = {
+        "steps": [
+            {
+                "id": "again",
+                "component": "/builtin/eval",
+                "input": {"flow_id": {"$input": "id"}, "input": {"$input": "$"}},
+            }
+        ],
+        "output": {"$step": "again", "path": "result"},
+    }
+    async with open_runtime() as runtime:
+        id_ = flow_id(flow_from_json(itself))
+        result = await runtime.run(itself, {"id": id_})
+        while result["outcome"] == "success":
+            result = result["result"]
+        assert "runs nest deeper than 64 levels" in result["error"]["message"]
+
+
+async def test_a_configuration_is_given_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "stepflow-config.yml"
+    path.write_text("plugins: {b: {type: builtin}}\nroutes: {'/x/{*component}': [{plugin: b}]}\n", "utf-8")
+    async with open_runtime(path) as runtime:
+        assert "/x/put_blob" in [component.path for component in await runtime.list_components()]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        async with open_runtime(str(tmp_path / "absent.yml")):
+            raise NotImplementedError
+
+
+async def test_what_is_no_worker_and_what_is_no_list_of_inputs_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"workers\['w'\] .* must be a Worker"):
+        async with open_runtime(workers={"w": Worker}):  # type: ignore[dict-item]  # the mistake is the test
+            raise NotImplementedError
+    async with open_runtime() as runtime:
+        with pytest.raises(TypeError, match="one input for each item, not dict"):
+            await runtime.submit({"steps": [], "output": 1}, {"x": 1})  # type: ignore[arg-type]  # likewise

@@ -47,6 +47,21 @@ async def wait(context: Context) -> None:
     await trio.sleep_forever()
 
 
+@worker.component
+async def wait_if(wait: bool) -> str:
+    if wait:
+        sys.stderr.write("waiting\n")
+        await trio.sleep_forever()
+    return "done"
+
+
+@worker.component(inline=True)
+def run_tool() -> None:
+    raise ComponentError(
+        "the tool failed", code=-32110, data={"stderr": "usage:\n  tool\n", "suggestion": "give it a file"}
+    )
+
+
 @worker.component(inline=True)
 def hang() -> None:
     """Blocks the event loop: nothing but a signal ends it."""
