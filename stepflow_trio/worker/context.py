@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import contextvars
 import uuid
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ MAX_CALLBACKS = 64
 
 EVALUATION_TIMEOUT_S = 7 * 24 * 3600
 """How long one call waits for an evaluation; then it asks again."""
+
+POLL_PAUSE_S = 0.1
+"""At least so much time passes between two questions how a run is."""
 
 ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -71,6 +75,7 @@ class Context:
         self._places: trio.Semaphore | None = None  # made with the first callback: most make none
         self._submissions = 0
         self._is_over = False
+        self._token = trio.lowlevel.current_trio_token()
         self.component = component
         """The component's path as it was called."""
         self.attempt = attempt
@@ -283,7 +288,10 @@ class Context:
             timeout_s=EVALUATION_TIMEOUT_S,
         )
         while status.status in ("running", "paused"):
+            began = trio.current_time()
             status = await self.get_run(status.run_id, wait=True, include_results=True)
+            # A runtime that does not wait, although it was asked to, is not asked without a pause.
+            await trio.sleep_until(began + POLL_PAUSE_S)
         if status.results is None:
             status = await self.get_run(status.run_id, include_results=True)
         results = sorted(status.results or (), key=lambda item: item.item_index)
@@ -313,7 +321,8 @@ class Context:
         if trio.lowlevel.in_trio_task():
             self._report(params)
         else:
-            trio.from_thread.run_sync(self._report, params)
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._report, params)
 
     def _report(self, params: ProgressParams) -> None:
         if not self._is_over and self._connection.loss is None:

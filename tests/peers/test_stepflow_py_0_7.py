@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 import trio
 
-from stepflow_trio import ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio import CallFailed, ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio.engine import Handlers, open_connection
 from stepflow_trio.flows.results import Failed, Success
+from stepflow_trio.protocol import dialects, methods
+from stepflow_trio.protocol.payloads import InfoParams
+from stepflow_trio.protocol.peer import Role
 from stepflow_trio.runtime import launchers, worker_plugin
 from stepflow_trio.runtime.config import BuiltinPluginConfig, Config, StdioPluginConfig
 from stepflow_trio.runtime.events import (
@@ -122,6 +126,25 @@ async def test_its_components_are_listed_with_their_schemas() -> None:
     assert add.info.input_schema["$defs"]["In"]["required"] == ["a", "b"]
     assert add.info.output_schema is not None
     assert "/sdk/udf" in listed
+
+
+async def test_it_introduces_itself_in_its_dialect_and_describes_a_component() -> None:
+    command = [str(PYTHON), str(SCRIPT)]
+    with trio.fail_after(20):
+        async with (
+            open_process_link(command, env={}, cwd=SCRIPT.parent, ladder=QUICK) as process,
+            open_connection(process.link, Handlers(), role=Role.RUNTIME) as connection,
+        ):
+            result = await connection.call("initialize", dialects.write_initialize_params(None))
+            welcome = dialects.read_initialize_result(result, "stdio")
+            assert (welcome.dialect, welcome.extensions) == (dialects.Dialect.V0_8, frozenset())
+            await connection.notify("initialized", {})
+            described = await connection.call(methods.COMPONENTS_INFO, InfoParams("/add"))
+            assert (described.info.component, described.info.description) == ("/add", "add two")
+            assert described.info.output_schema is not None
+            with pytest.raises(CallFailed) as caught:
+                await connection.call(methods.COMPONENTS_INFO, InfoParams("/nope"))
+            assert caught.value.code == -32001
 
 
 async def test_a_component_is_executed_and_told_where_it_is() -> None:

@@ -1,4 +1,8 @@
-"""An answer that was cut off runs into the next one on its line; both callers must hear of it."""
+"""An answer that cannot be read is an answer all the same: its caller must hear of it.
+
+One that was cut off runs into the next one on its line; others are too long, too deep or no JSON, and their
+id stands at either end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 
 from stepflow_trio.errors import ErrorCode
 from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.lines import FrameRejected, LineFramer
 from stepflow_trio.protocol.peer import AnsweredWithError, Dropped, Peer, Reply
 
 WHOLE = b'{"jsonrpc":"2.0","id":2,"result":{"output":1}}'
@@ -85,6 +90,89 @@ def test_an_answer_that_is_whole_is_never_looked_at_in_this_way() -> None:
     assert [call.id for call in peer.calls] == [1, 2]
 
 
+UNREADABLE = [b"NaN", b'{"output":"\\ud800"}', b'"\xff"', b"[" * 130 + b"]" * 130, b'{"id":3,"result":NaN}']
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"jsonrpc":"2.0","result":%b,"id":2}',
+        b'{"jsonrpc":"2.0","error":%b,"id":2}',
+        b'{"result":%b,"id":2}',
+        b'{"error":%b,"id":2,"jsonrpc":"2.0"}',
+        b' { "jsonrpc" : "2.0" , "result" : %b , "id" : 2 } ',
+        b'{"result":%b, "id" :2 , "jsonrpc" : "2.0" }\r',
+        b'{"jsonrpc":"2.0","id":2,"result":%b}',
+        b'{"id":2,"result":%b,"jsonrpc":"2.0"}',
+    ],
+)
+def test_the_call_of_an_answer_that_cannot_be_read_fails_wherever_its_id_stands(
+    answer: bytes, value: bytes
+) -> None:
+    peer = asked()
+    [event] = peer.receive(answer % value)
+    assert isinstance(event, AnsweredWithError)
+    assert event.garbled
+    assert [call.id for call in peer.calls] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"jsonrpc":"2.0","result":"%b","id":2}',
+        b'{"jsonrpc":"2.0","error":{"code":1,"message":"%b"},"id":2} \r',
+        b'{"jsonrpc": "2.0", "id": 2, "result": "%b"}',
+        b'{"id":2,"result":{"a":"%b"},"jsonrpc":"2.0"}',
+        b'{"result":"%b","id":2,"jsonrpc":"2.0"}',
+        b'{"id":2,"result":"%b{"jsonrpc":"2.0","id":99,"result":1}',
+    ],
+)
+def test_the_call_of_an_answer_that_is_too_long_fails(answer: bytes) -> None:
+    peer = asked()
+    [rejected] = LineFramer(1000).feed(answer % (b"x" * 1000) + b"\n")
+    assert isinstance(rejected, FrameRejected)
+    [event] = peer.receive(rejected)
+    assert isinstance(event, AnsweredWithError)
+    assert event.garbled
+    assert event.error.data == {"detail": "a line is longer than 1000 bytes"}
+    assert [call.id for call in peer.calls] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"jsonrpc":"2.0","method":"ask","params":%b,"id":2}',
+        b'{"method":"ask","params":{"result":%b},"id":2}',
+        b'{"jsonrpc":"2.0","id":2,"method":"ask","params":%b}',
+        b'{"jsonrpc":"2.0","result":%b,"id":9}',
+        b'{"jsonrpc":"2.0","result":%b,"id":"2"}',
+        b'{"jsonrpc":"2.0","result":%b,"id":null}',
+        b'{"jsonrpc":"2.0","result":{"a":%b,"id":2}}',
+        b'{"jsonrpc":"2.0","result":{"id":2,"result":%b}}',
+        b'{"output":%b,"id":2}',
+        b'{"jsonrpc":"2.0","params":{"result":%b},"id":2}',
+    ],
+)
+@pytest.mark.parametrize("value", [*UNREADABLE, b'"' + b"x" * 5000 + b'"'])
+def test_an_id_at_the_end_of_what_is_no_answer_or_within_one_ends_no_call(frame: bytes, value: bytes) -> None:
+    peer = asked()
+    [message] = LineFramer(1000).feed(frame % value + b"\n")
+    [event] = peer.receive(message)
+    assert isinstance(event, Reply)
+    assert len(peer.calls) == 3
+
+
+def test_the_two_ends_of_a_long_line_are_never_read_as_one() -> None:
+    peer = asked()
+    head, tail = b'{"id":1', b',"result":0}'
+    [event] = peer.receive(FrameRejected("too long", head, tail))
+    assert isinstance(event, Reply)
+    [event] = peer.receive(FrameRejected("too long", b'{"output":[', b'{"id":2,"result":0}]}'))
+    assert isinstance(event, Reply)
+    assert len(peer.calls) == 3
+
+
 @given(
     st.lists(st.sampled_from([b"{", b'"id"', b":", b"1", b",", b'"result"', b'"jsonrpc"', b'"2.0"', b" "]))
 )
@@ -93,5 +181,6 @@ def test_any_frame_at_all_is_searched_without_an_exception(parts: list[bytes]) -
 
 
 def test_a_large_frame_is_searched_in_linear_time() -> None:
-    for hostile in (b"{" * 4_000_000, b"{ " * 2_000_000, b'{"id":' * 700_000, b'{"jsonrpc":"2.0",' * 250_000):
+    for hostile in (b"{" * 4_000_000, b"{ " * 2_000_000, b'{"id":' * 700_000, b'{"jsonrpc":"2.0",' * 250_000,
+        b'{"result":' + b" " * 4_000_000, b'{"result":' + b',"id":1' * 600_000):
         assert codec.answers_begun(hostile) == []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from stepflow_trio.protocol.lines import MAX_FRAME_BYTES, FrameRejected, LineFramer
+from stepflow_trio.protocol.lines import EDGE_BYTES, MAX_FRAME_BYTES, FrameRejected, LineFramer
 
 FUZZ = settings(deadline=None, suppress_health_check=list(HealthCheck))
 MIB = 2**20
@@ -30,8 +30,9 @@ def lines(*chunks: bytes, limit: int = 100) -> list[bytes | FrameRejected]:
     return [*feed_all(framer, list(chunks)), *framer.feed_eof()]
 
 
-def too_long(limit: int) -> FrameRejected:
-    return FrameRejected(f"a line is longer than {limit} bytes")
+def too_long(limit: int, line: bytes) -> FrameRejected:
+    edge = min(EDGE_BYTES, limit // 2)
+    return FrameRejected(f"a line is longer than {limit} bytes", line[:edge], line[len(line) - edge :])
 
 
 def cut_short(size: int) -> FrameRejected:
@@ -54,11 +55,11 @@ def reference(stream: bytes, limit: int) -> list[bytes | FrameRejected]:
     found: list[bytes | FrameRejected] = []
     for line in whole:
         if len(line) > limit:
-            found.append(too_long(limit))
+            found.append(too_long(limit, line))
         elif line.strip(b" \t\r"):
             found.append(line.strip(b" \t\r"))
     if len(rest) > limit:
-        found.append(too_long(limit))
+        found.append(too_long(limit, rest))
     elif rest.strip(b" \t\r"):
         found.append(cut_short(len(rest.strip(b" \t\r"))))
     return found
@@ -148,43 +149,56 @@ def test_bytes_that_are_no_text_pass_as_they_are() -> None:
 def test_a_line_of_exactly_the_limit_passes_and_one_byte_more_does_not(cut: int) -> None:
     for ending in (b"\n", b"x\n"):
         line = b"12345678" + ending
-        expected = [b"12345678"] if ending == b"\n" else [too_long(8)]
+        expected = [b"12345678"] if ending == b"\n" else [too_long(8, b"12345678x")]
         assert lines(line[:cut], line[cut:], limit=8) == expected
 
 
 def test_all_that_stands_before_the_newline_counts_against_the_limit() -> None:
     assert lines(b"1234567\r\n", limit=8) == [b"1234567"]
-    assert lines(b"12345678\r\n", limit=8) == [too_long(8)]
-    assert lines(b" " * 9 + b"\n", limit=8) == [too_long(8)]
-    assert lines(b" " * 9, limit=8) == [too_long(8)]
+    assert lines(b"12345678\r\n", limit=8) == [too_long(8, b"12345678\r")]
+    assert lines(b" " * 9 + b"\n", limit=8) == [too_long(8, b" " * 9)]
+    assert lines(b" " * 9, limit=8) == [too_long(8, b" " * 9)]
 
 
-def test_a_long_line_is_reported_as_soon_as_it_crosses_the_limit_and_only_once() -> None:
+def test_a_long_line_is_reported_when_it_ends_and_only_once() -> None:
     framer = LineFramer(8)
     assert framer.feed(b"12345678") == []
-    assert framer.feed(b"9") == [too_long(8)]
-    assert framer.buffered_bytes == 0
+    assert framer.feed(b"9") == []
     assert framer.feed(b"0123456789" * 10) == []
-    assert framer.feed(b"\n") == []
+    assert framer.buffered_bytes == 8
+    assert framer.feed(b"end\n") == [FrameRejected("a line is longer than 8 bytes", b"1234", b"9end")]
+    assert framer.buffered_bytes == 0
+    assert framer.feed(b"a\n") == [b"a"]
+
+
+@pytest.mark.parametrize("size", [1, 100, 256, 257, 999, 1001, 5000])
+def test_of_a_long_line_both_ends_are_kept(size: int) -> None:
+    line = bytes(i % 10 + 48 for i in range(5000))
+    chunks = [line[i : i + size] for i in range(0, len(line), size)]
+    [rejected] = lines(*chunks, b"\n", limit=1000)
+    assert isinstance(rejected, FrameRejected)
+    assert (rejected.head, rejected.tail) == (line[:256], line[-256:])
 
 
 def test_the_line_behind_a_long_one_is_good_in_the_same_read() -> None:
-    assert lines(b"a\n123456789\nb\n", limit=8) == [b"a", too_long(8), b"b"]
-    assert lines(b"123456789\n123456789\nb\n", limit=8) == [too_long(8), too_long(8), b"b"]
+    long = b"123456789"
+    assert lines(b"a\n123456789\nb\n", limit=8) == [b"a", too_long(8, long), b"b"]
+    assert lines(b"123456789\n123456789\nb\n", limit=8) == [too_long(8, long), too_long(8, long), b"b"]
 
 
 def test_the_line_behind_a_long_one_is_good_in_a_later_read() -> None:
-    assert lines(b"12345", b"67890", b"12345\nb", b"c\n", limit=8) == [too_long(8), b"bc"]
-    assert lines(b"1234567890", b"\n", b"b\n", limit=8) == [too_long(8), b"b"]
+    long = b"1234567890"
+    assert lines(b"12345", b"67890", b"12345\nb", b"c\n", limit=8) == [too_long(8, long + b"12345"), b"bc"]
+    assert lines(b"1234567890", b"\n", b"b\n", limit=8) == [too_long(8, long), b"b"]
     assert lines(b"1234567890", b"1234567890\n1234567890", b"\nb\n", limit=8) == [
-        too_long(8),
-        too_long(8),
+        too_long(8, long + long),
+        too_long(8, long),
         b"b",
     ]
 
 
 def test_a_limit_of_zero_lets_nothing_pass_but_blank_lines() -> None:
-    assert lines(b"\n\na\n\n", limit=0) == [too_long(0)]
+    assert lines(b"\n\na\n\n", limit=0) == [too_long(0, b"a")]
 
 
 def test_the_end_of_the_stream_within_a_line_is_reported() -> None:
@@ -197,8 +211,9 @@ def test_the_end_of_the_stream_after_whole_lines_is_no_fault(rest: bytes) -> Non
     assert lines(b"a\n" + rest) == [b"a"]
 
 
-def test_the_end_of_the_stream_within_a_long_line_adds_nothing_to_its_report() -> None:
-    assert lines(b"123456789", limit=8) == [too_long(8)]
+def test_a_long_line_is_reported_once_where_the_stream_ends_within_it() -> None:
+    assert lines(b"123456789", limit=8) == [too_long(8, b"123456789")]
+    assert lines(b"1234", b"56789", b"", limit=8) == [too_long(8, b"123456789")]
 
 
 def test_after_the_end_a_framer_is_as_good_as_new() -> None:

@@ -440,3 +440,16 @@ def test_a_peer_and_its_records_say_in_their_repr_how_they_are() -> None:
     assert repr(peer) == "<Peer plain ready: 1 calls waiting, 1 requests running>"
     assert "'i1'" in repr(asked)
     assert "components/list" in repr(asked)
+
+
+def test_a_request_that_is_over_no_longer_holds_its_params() -> None:
+    peer = Peer()
+    answered, failed, ended = (arrive(peer, "m", id_, [1]) for id_ in (1, 2, 3))
+    with pytest.raises(LocalProtocolError):
+        peer.answer(answered, object())
+    assert answered.params == [1]
+    peer.answer(answered, 1)
+    peer.fail(failed, ErrorObject(-1, "x"))
+    assert ended.params == [1]
+    peer.close()
+    assert [asked.params for asked in (answered, failed, ended)] == [UNSET] * 3

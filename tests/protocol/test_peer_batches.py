@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from peer_frames import (
     arrive,
@@ -17,6 +20,8 @@ from peer_frames import (
 )
 
 from stepflow_trio.errors import LocalProtocolError
+from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import ErrorObject, Notification
 from stepflow_trio.protocol.peer import (
     Answered,
@@ -178,6 +183,129 @@ def test_a_batch_holds_at_most_so_many_messages_and_is_refused_whole() -> None:
     assert peer.calls == [call]
     assert peer.request_count == 0
     assert len(peer.receive(batch(request("a", 1), request("b", 2)))) == 2
+
+
+# ---- what a batch may hold --------------------------------------------------------------------------
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def asked_together(peer: Peer, *ids: int | str) -> list[InboundRequest]:
+    events = peer.receive(batch(*(request("m", id_) for id_ in ids)))
+    return [event for event in events if type(event) is InboundRequest]
+
+
+def codes(frame: bytes | None) -> list[int | None]:
+    return [answer.get("error", {}).get("code") for answer in sent(frame)]
+
+
+def test_an_answer_that_nests_as_deep_as_it_may_nests_too_deep_in_a_batch() -> None:
+    peer = Peer()
+    alone = codec.encode_success(nested(codec.MAX_NESTING - 1), 1)
+    assert type(codec.decode(alone)).__name__ == "Success"
+    first, second, third, last = asked_together(peer, 1, 2, 3, 4)
+    peer.answer(first, nested(codec.MAX_NESTING - 1))
+    peer.answer(second, nested(codec.MAX_NESTING - 2))
+    peer.fail(third, ErrorObject(-1, "x", nested(codec.MAX_NESTING - 2)))
+    whole = peer.answer(last, "fine")
+    assert whole is not None
+    assert type(codec.decode(whole)).__name__ == "Batch"
+    assert codes(whole) == [-32603, None, -32603, None]
+    assert "outside" in sent(whole)[0]["error"]["data"]["detail"]
+
+
+def test_an_answer_that_is_larger_than_a_batch_may_hold_is_refused_and_a_small_one_is_not() -> None:
+    peer = Peer(max_batched_bytes=1000)
+    first, second = asked_together(peer, 1, 2)
+    assert peer.answer(first, "x" * 1000) is None
+    assert codes(peer.answer(second, "x" * 100)) == [-32603, None]
+    [alone] = asked_together(peer, 1)
+    assert codes(peer.answer(alone, "x" * 1000)) == [-32603]
+    assert peer.answer(arrive(peer, "m", 3), "x" * 1000) is not None, "outside a batch it is none too many"
+
+
+def test_what_waits_for_the_rest_of_its_batch_is_bounded_over_all_batches() -> None:
+    peer = Peer(max_batched_bytes=1000)
+    batches = [asked_together(peer, f"{n}a", f"{n}b", f"{n}c") for n in range(3)]
+    for a, _, _ in batches:
+        assert peer.answer(a, "x" * 400) is None
+    assert 800 < peer.batched_bytes < 1100
+    for a, b, _ in batches:
+        assert peer.is_answered(a)
+        assert peer.fail(b, ErrorObject(-1, "x" * 5000)) is None
+    assert peer.batched_bytes < 1900, "the errors instead are small"
+    frames = [peer.answer(c, None) for _, _, c in batches]
+    assert peer.batched_bytes == 0
+    assert [codes(frame)[0] for frame in frames] == [None, None, -32304]
+    refusal = sent(frames[2])[0]
+    assert refusal["id"] == "2a"
+    assert refusal["error"]["data"]["retry_after_s"] > 0
+    whole = asked_together(peer, 1, 2)
+    assert peer.answer(whole[0], "x" * 400) is None
+    assert codes(peer.answer(whole[1], "x" * 400)) == [None, None], "there is room again"
+
+
+def test_while_too_much_waits_a_further_batch_is_refused_at_once() -> None:
+    peer = Peer(max_batched_bytes=1000)
+    held = peer.receive(batch(request("m", 1), *[b"1"] * 20))[0]
+    assert type(held) is InboundRequest
+    before = peer.batched_bytes
+    assert before > 1000
+    *_, last = peer.receive(batch(request("m", 2), b"1", request("m", 3)))
+    assert type(last) is Reply
+    assert codes(last.frame) == [-32304, -32600, -32304]
+    assert (peer.batched_bytes, peer.requests) == (before, [held])
+    arrive(peer, "m", 4)
+    assert peer.answer(held, 1) is not None
+    assert peer.batched_bytes == 0
+
+
+def test_answers_that_fit_one_by_one_but_not_together_are_one_error() -> None:
+    peer = Peer(max_batched_bytes=2 * MAX_FRAME_BYTES)
+    first, second = asked_together(peer, 1, 2)
+    large = "x" * (MAX_FRAME_BYTES // 2)
+    assert peer.answer(first, large) is None
+    whole = peer.answer(second, large)
+    assert whole is not None
+    answer = json.loads(whole)
+    assert (answer["id"], answer["error"]["code"]) == (None, -32603)
+
+
+def test_by_default_what_waits_fits_into_one_frame() -> None:
+    peer = Peer()
+    *most, last = asked_together(peer, *range(10))
+    for asked in most:
+        assert peer.answer(asked, "x" * (10 * 2**20)) is None
+    assert peer.batched_bytes < MAX_FRAME_BYTES // 2
+    whole = peer.answer(last, 1)
+    assert whole is not None
+    assert len(whole) < MAX_FRAME_BYTES
+    assert codes(whole) == [None] * 3 + [-32304] * 6 + [None]
+
+
+def test_an_initialize_whose_answer_is_refused_changes_no_phase() -> None:
+    peer = Peer(Role.WORKER, max_batched_bytes=1000)
+    asked = one(peer.receive(batch(request("initialize", 1))))
+    assert codes(peer.answer(asked, "x" * 1000)) == [-32603]
+    assert peer.phase.value == "new"
+
+
+def test_nothing_of_a_batch_is_held_once_it_is_answered_or_the_peer_is_closed() -> None:
+    peer = Peer()
+    first, second = asked_together(peer, 1, 2)
+    peer.answer(first, "x")
+    assert peer.batched_bytes == len(success(1, "x"))
+    peer.answer(second, "x")
+    assert peer.batched_bytes == 0
+    third, _ = asked_together(peer, 1, 2)
+    peer.answer(third, "x")
+    peer.close()
+    assert peer.batched_bytes == 0
 
 
 # ---- one event at a time ----------------------------------------------------------------------------

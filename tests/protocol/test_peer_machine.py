@@ -169,6 +169,7 @@ class PeerMachine(RuleBasedStateMachine):
             with pytest.raises(LocalProtocolError):
                 give(UNENCODABLE)
         frame = give()
+        assert request.params is UNSET
         del self.running[request.id]
         self.answered[id(request)] += 1
         if succeeds and (self.role, self.phase, request.method) == (Role.WORKER, Phase.NEW, "initialize"):
@@ -316,6 +317,8 @@ class PeerMachine(RuleBasedStateMachine):
             self.check_refusal(event, id_, ErrorCode.OVERLOADED, owed, slot)
         elif self.phase is not Phase.READY and (self.role, method) != (Role.WORKER, "initialize"):
             self.check_refusal(event, id_, ErrorCode.NOT_INITIALIZED, owed, slot)
+        elif (self.role, self.phase, method) == (Role.WORKER, Phase.READY, "initialize"):
+            self.check_refusal(event, id_, ErrorCode.INVALID_REQUEST, owed, slot)
         elif id_ in self.running:
             self.check_refusal(event, id_, ErrorCode.INVALID_REQUEST, owed, slot)
         else:
@@ -398,6 +401,8 @@ class PeerMachine(RuleBasedStateMachine):
         assert self.peer.request_count == len(self.running)
         assert all(times == 1 for times in self.answered.values())
         assert not any(self.answered[id(request)] for request in self.peer.requests)
+        waits = {id(owed): owed for _, owed, _ in self.running.values() if owed is not None}.values()
+        assert (self.peer.batched_bytes > 0) == any(any(owed.answers) for owed in waits)
 
     @invariant()
     def i4_what_is_closed_is_empty_and_phases_are_as_told(self) -> None:

@@ -119,13 +119,17 @@ def test_an_initialize_that_was_refused_may_be_tried_again() -> None:
     assert peer.phase is Phase.READY
 
 
-def test_a_ready_worker_may_be_initialized_again_and_stays_ready() -> None:
+def test_a_ready_worker_is_not_initialized_again() -> None:
+    """What was agreed on holds for everything in flight."""
     peer = worker()
-    peer.answer(arrive(peer, "initialize", 1), {})
-    assert peer.phase is Phase.READY
     arrive(peer, "components/list", 2)
-    assert peer.receive(notification("initialized")) == [Notification("initialized", UNSET)]
+    answer = refused(peer, request("initialize", 1))
+    assert (answer["id"], answer["error"]["code"]) == (1, -32600)
+    assert "initialized already" in answer["error"]["data"]["detail"]
     assert peer.phase is Phase.READY
+    assert peer.receive(notification("initialized")) == [Notification("initialized", UNSET)]
+    assert (peer.phase, peer.request_count) == (Phase.READY, 1)
+    arrive(runtime(), "initialize", 1)
 
 
 def test_an_initialize_that_cannot_be_answered_changes_no_phase() -> None:
