@@ -21,6 +21,8 @@ from stepflow_trio.flows.reader import examine_flow
 from stepflow_trio.runtime import events
 from stepflow_trio.runtime.config import FILE_NAMES, Config, StdioPluginConfig, read_config
 from stepflow_trio.runtime.routing import Router
+from stepflow_trio.runtime.runs import MAX_DEPTH
+from stepflow_trio.runtime.worker_plugin import CANCEL_GRACE_S
 from stepflow_trio.worker.worker import MAX_THREADS
 
 ROOT = Path(__file__).parent.parent
@@ -155,5 +157,7 @@ def test_the_table_of_events_is_what_there_is() -> None:
     assert said == known
 
 
-def test_the_size_of_the_thread_pool_is_the_code_s() -> None:
+def test_the_bounds_of_workers_are_the_code_s() -> None:
     assert re.findall(r"At most (\d+) threads", WORKERS.text) == [str(MAX_THREADS)]
+    assert re.findall(r"nest at most (\d+) deep", WORKERS.text) == [str(MAX_DEPTH)]
+    assert re.findall(r"not gone (\d+) seconds later", WORKERS.text) == [f"{CANCEL_GRACE_S:g}"]

@@ -43,7 +43,7 @@ class Failures:
         self._run_id: str | None = None
         self._is_over = False
         self._failed_steps: dict[int, list[tuple[str, FlowError]]] = {}
-        """By item, the steps that have failed in it; of items that are over, only those of the first failed."""
+        """By item, the steps that failed in it; of items that are over, only those of the first that failed."""
         self._first: int | None = None
 
     def observe(self, event: Event) -> None:

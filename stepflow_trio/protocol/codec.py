@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
-from stepflow_trio.protocol.lines import MAX_FRAME_BYTES
+from stepflow_trio.protocol.lines import EDGE_BYTES, MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
     MAX_ID,
     MAX_ID_CHARS,
@@ -52,6 +52,8 @@ _STEPS_AT_ONCE = 2**16
 _ANSWER_BEGINS = re.compile(
     rb'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,16})\s*,\s*"(?:result|error)"\s*:'
 )
+_ANSWER_WITHOUT_ID_BEGINS = re.compile(rb'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"(?:result|error)"\s*:')
+_ID_ENDS = re.compile(rb',\s*"id"\s*:\s*([0-9]{1,16})\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\Z')
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 _PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
@@ -83,10 +85,11 @@ def decode(
 
 
 def answers_begun(frame: bytes) -> list[int]:
-    """The ids that answers in ``frame`` have, where it is no JSON but holds the beginnings of answers.
+    """The ids that answers in ``frame`` have, where it cannot be read but holds the beginnings of answers.
 
     Public workers cut an answer off when their stdout takes no more, its line's end included: then the next
-    answer stands behind it on the same line, and neither can be read.
+    answer stands behind it on the same line, and neither can be read. Where an answer begins without its
+    id, as ours do, the id is looked for at the end of the frame.
     """
     frame = frame.strip()
     found = list(_ANSWER_BEGINS.finditer(frame))
@@ -95,6 +98,8 @@ def answers_begun(frame: bytes) -> list[int]:
     begun = [match for match in found if not match.start() or frame[match.start() - 1] not in b"[,: \t"]
     if found and found[-1] not in begun and type(decode(frame[found[-1].start() :])) in (Success, Failure):
         begun.append(found[-1])
+    if _ANSWER_WITHOUT_ID_BEGINS.match(frame) and (end := _ID_ENDS.search(frame[-EDGE_BYTES:])):
+        begun.append(end)
     return [int(match[1]) for match in begun]
 
 
@@ -110,7 +115,7 @@ def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:
             text.decode()
         except UnicodeDecodeError as exc:
             raise ValueError(f"not UTF-8: {exc.reason} (byte {exc.start})") from None
-    if text.count(b"[") + text.count(b"{") > max_nesting and nests_deeper(text, max_nesting):
+    if nests_deeper(text, max_nesting):
         raise ValueError(f"nested deeper than {max_nesting} levels")
     try:
         return _decode(text)
@@ -123,6 +128,8 @@ def nests_deeper(text: bytes, limit: int) -> bool:
 
     Both kinds count alike: where they do not match, the text is no JSON, and is not read beyond that place.
     """
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
     steps = memoryview(_STRINGS.sub(b"", text).translate(_STEPS, _NOT_BRACKETS)).cast("b")
     level = 0
     for start in range(0, len(steps), _STEPS_AT_ONCE):
@@ -220,7 +227,7 @@ def _message(value: Any) -> bytes:
 
 
 def encode_batch(frames: list[bytes]) -> bytes:
-    """The frames as one array, in their order."""
+    """The frames as one array, in their order. It nests one level deeper than they do."""
     return b"[" + b",".join(frames) + b"]"
 
 
@@ -239,11 +246,7 @@ def encode_json(value: Any) -> bytes:
         raise LocalProtocolError("a value nests too deep to be sent, or contains itself") from exc
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
         raise LocalProtocolError(f"a value cannot be sent as JSON: {exc}") from exc
-    if (
-        len(frame) > 2 * MAX_NESTING
-        and frame.count(b"[") + frame.count(b"{") > MAX_NESTING
-        and nests_deeper(frame, MAX_NESTING)
-    ):
+    if len(frame) > 2 * MAX_NESTING and nests_deeper(frame, MAX_NESTING):
         # A peer that refuses to read it could not say what it refuses, and our caller would wait for ever.
         raise LocalProtocolError(f"a value cannot be sent: it nests deeper than {MAX_NESTING} levels")
     return frame

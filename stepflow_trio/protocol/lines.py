@@ -9,26 +9,35 @@ from msgspec import Struct
 MAX_FRAME_BYTES = 64 * 2**20
 """Longest frame accepted: 64 MiB. Larger data travel as blobs."""
 
+EDGE_BYTES = 256
+"""How much of each end of a line that is too long is kept: there stands the id of the call it answers."""
+
 
 @final
 class FrameRejected(Struct, frozen=True):
-    """Bytes that are no frame, and why. The stream goes on behind them."""
+    """Bytes that are no frame, and why. The stream goes on behind them.
+
+    ``head`` and ``tail`` are the ends of a line that is too long, at most :data:`EDGE_BYTES` each.
+    """
 
     detail: str
+    head: bytes = b""
+    tail: bytes = b""
 
 
 class LineFramer:
     """Cuts a byte stream into lines.
 
     However the stream is cut into :meth:`feed` calls, the concatenated results are the same. Each byte is
-    looked at once. No more than ``max_frame_bytes`` are kept: a line with more before its ``\\n`` is reported
-    once, when it crosses the limit, and skipped up to its end.
+    looked at once. No more than ``max_frame_bytes`` are kept: of a line with more before its ``\\n`` only the
+    ends are, and it is reported once, when it ends.
     """
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._edge_bytes = min(EDGE_BYTES, max_frame_bytes // 2)
         self._kept = bytearray()  # a list of the pieces could cost many times their size
-        self._skipping = False
+        self._skipping = False  # the line is too long, and its two ends are what is kept
 
     @property
     def buffered_bytes(self) -> int:
@@ -44,40 +53,37 @@ class LineFramer:
         frames: list[bytes | FrameRejected] = []
         for end in ends:
             if self._kept or self._skipping:
-                self._keep(end, frames)
-                if self._skipping:
-                    self._skipping = False
-                    continue
+                self._keep(end)
                 line = bytes(self._kept)
                 self._kept.clear()
-            elif len(end) > self._max_frame_bytes:
-                frames.append(self._too_long())
-                continue
             else:
                 line = end
-            line = line.strip(b" \t\r")
-            if line:
+            if self._skipping or len(line) > self._max_frame_bytes:
+                self._skipping = False
+                frames.append(self._too_long(line))
+            elif line := line.strip(b" \t\r"):
                 frames.append(line)
         if rest:
-            self._keep(rest, frames)
+            self._keep(rest)
         return frames
 
     def feed_eof(self) -> list[FrameRejected]:
         """Say that the stream has ended: an unfinished line is reported, for it may be half a message."""
-        kept = self._kept.strip(b" \t\r")
+        kept, is_too_long = bytes(self._kept), self._skipping
         self._kept.clear()
         self._skipping = False
+        if is_too_long:
+            return [self._too_long(kept)]
+        kept = kept.strip(b" \t\r")
         return [FrameRejected(f"the stream ended {len(kept)} bytes into a line")] if kept else []
 
-    def _keep(self, part: bytes, frames: list[bytes | FrameRejected]) -> None:
-        if self._skipping:
-            return
-        if len(self._kept) + len(part) > self._max_frame_bytes:
+    def _keep(self, part: bytes) -> None:
+        self._kept += part
+        if self._skipping or len(self._kept) > self._max_frame_bytes:
             self._skipping = True
-            self._kept.clear()
-            frames.append(self._too_long())
-        else:
-            self._kept += part
+            del self._kept[self._edge_bytes : len(self._kept) - self._edge_bytes]
 
-    def _too_long(self) -> FrameRejected:
-        return FrameRejected(f"a line is longer than {self._max_frame_bytes} bytes")
+    def _too_long(self, line: bytes) -> FrameRejected:
+        edge = self._edge_bytes
+        detail = f"a line is longer than {self._max_frame_bytes} bytes"
+        return FrameRejected(detail, line[:edge], line[len(line) - edge :])

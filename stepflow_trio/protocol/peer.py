@@ -24,6 +24,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from stepflow_trio.errors import ConnectionLost, ErrorCode, LocalProtocolError, LossReason
 from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.batches import BATCHES_FULL, MAX_BATCHED_BYTES, BatchAnswer, BatchedBytes
 from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.messages import (
     Batch,
@@ -42,7 +43,6 @@ CANCEL_REQUEST = "$/cancelRequest"
 
 MAX_ABANDONED = 1024
 """Tombstones of abandoned calls kept, so that late answers are counted as late and not as unknown."""
-
 
 _MAX_QUOTED_CHARS = 80
 
@@ -105,7 +105,7 @@ class InboundRequest:
     __slots__ = ("_batch", "_slot", "handler", "id", "method", "params")
 
     def __init__(
-        self, request: Request, batch: _BatchAnswer | None = None, slot: int = 0, handler: Any = None
+        self, request: Request, batch: BatchAnswer | None = None, slot: int = 0, handler: Any = None
     ) -> None:
         self.id = request.id
         self.method = request.method
@@ -114,32 +114,16 @@ class InboundRequest:
         self._batch = batch
         self._slot = slot
 
+    def unfit(self, frame: bytes) -> ErrorObject | None:
+        """The error to answer with where the encoded answer cannot be sent in the request's batch."""
+        return None if self._batch is None else self._batch.unfit(frame)
+
     def settle(self, frame: bytes) -> bytes | None:
         """Turn the encoded answer into what is to be sent now: a batch is answered whole."""
         return frame if self._batch is None else self._batch.fill(self._slot, frame)
 
     def __repr__(self) -> str:
         return f"<InboundRequest {self.id!r} {self.method}>"
-
-
-class _BatchAnswer:
-    """The answers to one array of requests, sent as one array in the order of the requests."""
-
-    __slots__ = ("_frames", "_missing")
-
-    def __init__(self) -> None:
-        self._frames: list[bytes | None] = []
-        self._missing = 0
-
-    def reserve(self) -> int:
-        self._frames.append(None)
-        self._missing += 1
-        return len(self._frames) - 1
-
-    def fill(self, slot: int, frame: bytes) -> bytes | None:
-        self._frames[slot] = frame
-        self._missing -= 1
-        return None if self._missing else codec.encode_batch(cast("list[bytes]", self._frames))
 
 
 @final
@@ -195,6 +179,8 @@ class Peer:
         max_abandoned: tombstones kept for calls that were given up.
         max_nesting: deepest JSON nesting accepted.
         max_batch_items: most messages accepted in one array.
+        max_batched_bytes: answers held until the rest of their batches is answered. Over it, further answers
+            in batches are errors instead, and further batches are refused.
         error_details: whether ``data`` of the errors raised here says what was wrong with a message. The
             JSON-RPC 2.0 specification's own examples have none.
     """
@@ -206,6 +192,7 @@ class Peer:
         max_abandoned: int = MAX_ABANDONED,
         max_nesting: int = codec.MAX_NESTING,
         max_batch_items: int = codec.MAX_BATCH_ITEMS,
+        max_batched_bytes: int = MAX_BATCHED_BYTES,
         error_details: bool = True,
     ) -> None:
         self.role = role
@@ -222,6 +209,7 @@ class Peer:
         self._max_abandoned = max_abandoned
         self._max_nesting = max_nesting
         self._max_batch_items = max_batch_items
+        self._batched_bytes = BatchedBytes(max_batched_bytes)
         self._error_details = error_details
 
     # ---- what is where ------------------------------------------------------------------------------
@@ -255,6 +243,11 @@ class Peer:
     def request_count(self) -> int:
         """How many of the peer's requests we have not answered."""
         return len(self._requests)
+
+    @property
+    def batched_bytes(self) -> int:
+        """Bytes of answers that wait for the rest of their batches."""
+        return self._batched_bytes.held
 
     def is_answered(self, request: InboundRequest) -> bool:
         """Whether the request is over: answered, or ended by the end of the connection."""
@@ -320,14 +313,17 @@ class Peer:
     def answer(self, request: InboundRequest, result: Any) -> bytes | None:
         """Answer a request; return the frame to send, or None while the rest of its batch is unanswered.
 
+        Where ``result`` does not fit into the answer to its batch, an error takes its place.
+
         Raises:
             LocalProtocolError: the request was answered already, or ``result`` cannot be encoded: then it
                 is still in flight.
         """
         self._check_unanswered(request)
         frame = codec.encode_success(result, request.id)
-        # The id is free before the answer is written: the peer may use it again as soon as it reads us.
-        del self._requests[request.id]
+        if unfit := request.unfit(frame):
+            return self.fail(request, unfit)
+        self._end(request)
         self._advance(f"answered {request.method}")
         return request.settle(frame)
 
@@ -335,7 +331,9 @@ class Peer:
         """Answer a request with an error. Returns and raises as :meth:`answer` does."""
         self._check_unanswered(request)
         frame = codec.encode_failure(error, request.id)
-        del self._requests[request.id]
+        if unfit := request.unfit(frame):
+            frame = codec.encode_failure(unfit, request.id)
+        self._end(request)
         return request.settle(frame)
 
     def drain(self) -> None:
@@ -348,7 +346,9 @@ class Peer:
         ended = self.calls, self.requests
         self._calls.clear()
         self._abandoned.clear()
-        self._requests.clear()
+        for request in ended[1]:
+            self._end(request)
+        self._batched_bytes.held = 0
         self.phase = Phase.CLOSED
         return ended
 
@@ -380,10 +380,12 @@ class Peer:
         if self.phase is Phase.CLOSED:
             return
         if type(frame) is FrameRejected:
-            error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": frame.detail})
-            yield self._reject(error, None, None)
-            return
-        message = codec.decode(frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items)
+            detail = {"detail": frame.detail}
+            message = Malformed(ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", detail))
+        else:
+            message = codec.decode(
+                frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items
+            )
         if type(message) is Malformed and (begun := self._answers_begun(frame, message)):
             for id_ in begun:
                 yield self._settle_with_error(id_, message.error, garbled=True)
@@ -391,7 +393,7 @@ class Peer:
         if type(message) is not Batch:
             yield self._take(message, None, 0)
             return
-        answer = _BatchAnswer()
+        answer = BatchAnswer(self._batched_bytes)
         # All slots are reserved before the first is filled, or an early error would complete the batch.
         slots = [answer.reserve() if _wants_answer(item) else 0 for item in message.items]
         for item, slot in zip(message.items, slots, strict=True):
@@ -399,7 +401,7 @@ class Peer:
             if cast("Phase", self.phase) is Phase.CLOSED:
                 return
 
-    def _take(self, message: Message | Malformed, batch: _BatchAnswer | None, slot: int) -> Event:
+    def _take(self, message: Message | Malformed, batch: BatchAnswer | None, slot: int) -> Event:
         if type(message) is Request:
             return self._take_request(message, batch, slot)
         if type(message) is Success:
@@ -411,12 +413,18 @@ class Peer:
             return self._take_notification(message)
         return self._take_malformed(message, batch, slot)
 
-    def _take_request(self, request: Request, batch: _BatchAnswer | None, slot: int) -> Event:
+    def _take_request(self, request: Request, batch: BatchAnswer | None, slot: int) -> Event:
         if self.phase is Phase.DRAINING:
             error = ErrorObject(ErrorCode.OVERLOADED, "Shutting down", {"retry_after_s": 1.0})
         elif self.phase is not Phase.READY and request.method not in ACCEPTED_EARLY[self.role]:
             detail = f"{_quoted(request.method)} came before the connection was initialized"
             error = ErrorObject(ErrorCode.NOT_INITIALIZED, "Not initialized", {"detail": detail})
+        elif (self.role, self.phase, request.method) == (Role.WORKER, Phase.READY, "initialize"):
+            # The handlers that run rely on what was agreed on.
+            detail = "the connection is initialized already"
+            error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
+        elif batch is not None and self._batched_bytes.held > self._batched_bytes.limit:
+            error = BATCHES_FULL
         elif request.id in self._requests:
             detail = f"a request with id {_quoted(request.id)} is still in flight"
             error = ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", {"detail": detail})
@@ -450,7 +458,7 @@ class Peer:
             return self._drop("peer_rejection", detail)
         return self._settle_with_error(failure.id, failure.error, garbled=False)
 
-    def _take_malformed(self, malformed: Malformed, batch: _BatchAnswer | None, slot: int) -> Event:
+    def _take_malformed(self, malformed: Malformed, batch: BatchAnswer | None, slot: int) -> Event:
         if not malformed.is_response:
             return self._reject(malformed.error, malformed.id, batch, slot)
         # An answer that cannot be read is an answer all the same: its caller must not wait for ever.
@@ -458,9 +466,12 @@ class Peer:
             return self._settle_with_error(malformed.id, malformed.error, garbled=True)
         return self._drop("malformed_answer", str(malformed.error.data))
 
-    def _answers_begun(self, frame: bytes, malformed: Malformed) -> list[int]:
-        """The calls that a frame which is no JSON seems to answer: no other answer will come to them."""
-        if malformed.error.code != ErrorCode.PARSE_ERROR:
+    def _answers_begun(self, frame: bytes | FrameRejected, malformed: Malformed) -> list[int]:
+        """The calls that a frame which cannot be read seems to answer: no other answer will come to them."""
+        if type(frame) is FrameRejected:
+            # What stands between keeps the ends apart, as no JSON and as what the tail is contained in.
+            frame = frame.head + b"\0," + frame.tail
+        elif malformed.error.code != ErrorCode.PARSE_ERROR:
             return []
         return [id_ for id_ in codec.answers_begun(frame) if id_ in self._calls]
 
@@ -480,7 +491,7 @@ class Peer:
         return AnsweredWithError(call, error, garbled) if type(call) is Call else call
 
     def _reject(
-        self, error: ErrorObject, id_: RequestId | None, batch: _BatchAnswer | None, slot: int = 0
+        self, error: ErrorObject, id_: RequestId | None, batch: BatchAnswer | None, slot: int = 0
     ) -> Event:
         told = error if self._error_details else ErrorObject(error.code, error.message)
         frame = codec.encode_failure(told, id_)
@@ -494,6 +505,11 @@ class Peer:
     def _drop(self, why: str, detail: str) -> Dropped:
         self.dropped[why] = self.dropped.get(why, 0) + 1
         return Dropped(why, detail)
+
+    def _end(self, request: InboundRequest) -> None:
+        # The id is free before the answer is written: the peer may use it again as soon as it reads us.
+        del self._requests[request.id]
+        request.params = UNSET  # they may be large, and whoever answers may keep the request for longer
 
     def _advance(self, what: str) -> None:
         self.phase = TRANSITIONS.get((self.role, self.phase, what), self.phase)

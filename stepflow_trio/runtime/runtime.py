@@ -239,6 +239,8 @@ async def open_runtime(
         config = DEFAULT_CONFIG
     elif not isinstance(config, Config):
         config = read_config_file(config)
+        for warning in config.warnings:
+            _log.warning("%s", warning)
     workers = workers or {}
     for name, worker in workers.items():
         if isinstance(worker, type) or not hasattr(worker, "serve"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,17 @@ DONE = Success(None)
 
 @pytest.fixture
 def flow_of_two() -> Flow:
-    return flow_from_json({
-        "steps": [{"id": "a", "component": "/shop/a"}, {"id": "b", "component": "/shop/b"}], "output": {"$step": "b"},
-    })  # fmt: skip
+    steps = [{"id": "a", "component": "/shop/a"}, {"id": "b", "component": "/shop/b"}]
+    return flow_from_json({"steps": steps, "output": {"$step": "b"}})
 
 
 def said(
-    flow: Flow, events: list[Event], results: list[Success | Failed], *, lines: list[int], quiet: bool = False
+    flow: Flow,
+    events: Sequence[Event],
+    results: Sequence[Success | Failed],
+    *,
+    lines: list[int],
+    quiet: bool = False,
 ) -> str | None:
     failures = Failures(flow, input_lines=lines, quiet=quiet)
     for event in events:
@@ -43,7 +47,8 @@ def said(
 def test_the_step_is_the_one_whose_error_is_the_run_s(flow_of_two: Flow) -> None:
     events = [
         run_started("r"), step_ended("r", "a", result=OTHER), run_started("sub"),
-        step_ended("sub", "a", result=BROKEN), step_ended("r", "b", result=BROKEN), item_ended("r", result=BROKEN),
+        step_ended("sub", "a", result=BROKEN), step_ended("r", "b", result=BROKEN),
+        item_ended("r", result=BROKEN),
     ]  # fmt: skip
     assert (
         said(flow_of_two, events, [BROKEN], lines=[])

@@ -69,7 +69,7 @@ def test_a_signal_while_a_file_is_read_ends_the_command_in_silence(
     start: Start, flow: WriteFlow, tmp_path: Path, option: str, number: int, code: int
 ) -> None:
     gate = fifo(tmp_path, "gate")
-    given = {"--flow": str(flow("/crew/wait")), "--input-json": "1", option: str(gate)}
+    given = {"--flow": str(flow("/builtin/put_blob")), "--input-json": "1", option: str(gate)}
     if option == "--input":
         del given["--input-json"]
     command = start("run", *(text for pair in given.items() for text in pair))
@@ -84,7 +84,7 @@ def test_an_interrupt_while_stdin_is_waited_for_ends_the_command_in_silence(
 ) -> None:
     gate = fifo(tmp_path, "gate")
     with open(os.open(gate, os.O_RDWR), "rb") as stdin:
-        command = start("run", "--flow", flow("/crew/wait"), "--input", "-", stdin=stdin)
+        command = start("run", "--flow", flow("/builtin/put_blob"), "--input", "-", stdin=stdin)
         wait_until_started(command)
         command.signal_until_over(signal.SIGINT)
         assert command.finish() == Finished(130, "", "")

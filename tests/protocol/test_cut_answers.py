@@ -181,6 +181,12 @@ def test_any_frame_at_all_is_searched_without_an_exception(parts: list[bytes]) -
 
 
 def test_a_large_frame_is_searched_in_linear_time() -> None:
-    for hostile in (b"{" * 4_000_000, b"{ " * 2_000_000, b'{"id":' * 700_000, b'{"jsonrpc":"2.0",' * 250_000,
-        b'{"result":' + b" " * 4_000_000, b'{"result":' + b',"id":1' * 600_000):
+    for hostile in (
+        b"{" * 4_000_000,
+        b"{ " * 2_000_000,
+        b'{"id":' * 700_000,
+        b'{"jsonrpc":"2.0",' * 250_000,
+        b'{"result":' + b" " * 4_000_000,
+        b'{"result":' + b',"id":1' * 600_000,
+    ):
         assert codec.answers_begun(hostile) == []

@@ -317,9 +317,9 @@ class PeerMachine(RuleBasedStateMachine):
             self.check_refusal(event, id_, ErrorCode.OVERLOADED, owed, slot)
         elif self.phase is not Phase.READY and (self.role, method) != (Role.WORKER, "initialize"):
             self.check_refusal(event, id_, ErrorCode.NOT_INITIALIZED, owed, slot)
-        elif (self.role, self.phase, method) == (Role.WORKER, Phase.READY, "initialize"):
-            self.check_refusal(event, id_, ErrorCode.INVALID_REQUEST, owed, slot)
-        elif id_ in self.running:
+        elif id_ in self.running or (
+            (self.role, self.phase, method) == (Role.WORKER, Phase.READY, "initialize")
+        ):
             self.check_refusal(event, id_, ErrorCode.INVALID_REQUEST, owed, slot)
         else:
             assert type(event) is InboundRequest
