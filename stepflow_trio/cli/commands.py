@@ -69,7 +69,7 @@ def run(*, exit_zero_on_failed_run: bool, **options: Any) -> int:
 
     \b
     stdout: the result, {"outcome": "success", "result": …} or {"outcome": "failed", "error": …};
-            for a batch one a line, in the order of the inputs
+            for a batch one a line, in the order of the inputs, each as soon as those before it are there
     stderr: the run's id, progress, what the workers write to their stderr, errors
     """
     from stepflow_trio.cli.run_arguments import RunArguments

@@ -43,7 +43,7 @@ class Failures:
         self._run_id: str | None = None
         self._is_over = False
         self._failed_steps: dict[int, list[tuple[str, FlowError]]] = {}
-        """By item, the steps that failed in it; of items that are over, only those of the first that failed."""
+        """By item, the steps that failed in it; of items that are over, only those of the first to fail."""
         self._first: int | None = None
 
     def observe(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class Failures:
         lines = [f"run failed{where}: {error.message} (code {error.code})"]
         lines += [f"  {hint}" for hint in _suggestion(error)]
         stderr = _stderr_tail(error)
-        if not set(stderr) <= set(self._shown):
+        if any(line not in error.message and line not in self._shown for line in stderr):
             lines += [f"  | {line}" for line in stderr]
         return "\n".join(lines)
 
@@ -112,4 +112,5 @@ def _stderr_tail(error: FlowError) -> list[str]:
 
 
 def _detail(error: FlowError, name: str) -> object:
-    return cast("dict[str, Any]", error.data).get(name) if isinstance(error.data, dict) else None
+    data: Any = error.data
+    return cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None

@@ -52,16 +52,22 @@ class BatchAnswer:
         self._own_bytes = 0
 
     def reserve(self) -> int:
+        """The place of one more answer. All are reserved before the first one is filled."""
         self._frames.append(None)
         self._missing += 1
         return len(self._frames) - 1
 
     def unfit(self, frame: bytes) -> ErrorObject | None:
+        """The error to fill in where ``frame`` is too large, too deep or would be held beyond the limit.
+
+        The error itself is not held to the limit: there is one at most for each request in flight.
+        """
         if len(frame) > self._bytes.limit or codec.nests_deeper(frame, codec.MAX_NESTING - 1):
             return _UNFIT_FOR_BATCH
         return BATCHES_FULL if self._bytes.held + len(frame) > self._bytes.limit else None
 
     def fill(self, slot: int, frame: bytes) -> bytes | None:
+        """Hold ``frame`` in its place; return the whole answer if it was the last one missing."""
         self._frames[slot] = frame
         self._missing -= 1
         if self._missing:
@@ -70,6 +76,6 @@ class BatchAnswer:
             return None
         self._bytes.held -= self._own_bytes
         whole = codec.encode_batch(cast("list[bytes]", self._frames))
-        self._frames.clear()  # its requests may be kept for longer than it
-        # The ids alone, which come from the peer, may be so large.
+        self._frames.clear()  # the requests, which may be kept for longer, hold on to this
+        # The ids alone, which are the peer's, may be so large.
         return whole if len(whole) <= MAX_FRAME_BYTES else codec.encode_failure(_BATCH_TOO_LARGE, None)

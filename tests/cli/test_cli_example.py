@@ -59,4 +59,7 @@ def test_a_text_that_is_not_there_fails_with_the_worker_s_own_error(cli: Cli) ->
         "message": "cannot read txet.txt: No such file or directory",
         "data": {"path": "txet.txt"},
     }
-    assert ran.stderr == "run failed: cannot read txet.txt: No such file or directory (code -32110)\n"
+    assert ran.stderr == (
+        "run failed in step load (/reader/load_text): "
+        "cannot read txet.txt: No such file or directory (code -32110)\n"
+    )
