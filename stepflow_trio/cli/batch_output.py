@@ -62,7 +62,7 @@ class BatchOutput:
         while True:
             while self._unwritten:
                 try:
-                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.wait_writable(self._descriptor)
                 except PermissionError:  # a regular file: always
                     await trio.lowlevel.checkpoint()
                 self._write_some()

@@ -63,7 +63,7 @@ class ExecuteParams(Struct, frozen=True, kw_only=True):
     component: str
     input: Any
     attempt: UnsignedInt = 1
-    observability: Observability | None = None
+    observability: Observability = Observability()
     timeout_s: float | UnsetType = UNSET
     """Ours, seconds that are left for this execution: sent only to a peer that announced ``deadline``."""
 

@@ -172,10 +172,12 @@ def test_a_long_line_is_reported_when_it_ends_and_only_once() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100, 256, 257, 999, 1001, 5000])
-def test_of_a_long_line_both_ends_are_kept(size: int) -> None:
+def test_of_a_long_line_both_ends_are_kept_and_nothing_else(size: int) -> None:
     line = bytes(i % 10 + 48 for i in range(5000))
-    chunks = [line[i : i + size] for i in range(0, len(line), size)]
-    [rejected] = lines(*chunks, b"\n", limit=1000)
+    framer = LineFramer(1000)
+    assert feed_all(framer, [line[i : i + size] for i in range(0, len(line), size)]) == []
+    assert framer.buffered_bytes == 512
+    [rejected] = framer.feed(b"\n")
     assert isinstance(rejected, FrameRejected)
     assert (rejected.head, rejected.tail) == (line[:256], line[-256:])
 
