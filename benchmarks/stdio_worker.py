@@ -12,6 +12,7 @@ stepflow-py 0.7.0 must be in a virtual environment of its own: `bash .ci/peers` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -90,10 +91,8 @@ class Driver:
                 unsent = memoryview(b"".join(lines[sent : sent + count]))
                 sent += count
             if unsent:
-                try:
+                with contextlib.suppress(BlockingIOError):
                     unsent = unsent[os.write(self.stdin, unsent) :]
-                except BlockingIOError:
-                    pass
             if bool(unsent) is not waits_to_write:
                 waits_to_write = bool(unsent)
                 if waits_to_write:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -71,7 +71,7 @@ class Handlers:
     def on_request(
         self,
         method: Method[ParamsT, ResultT],
-        handler: Callable[[ParamsT, RequestContext], ResultT | Awaitable[ResultT]],
+        handler: Callable[[ParamsT, RequestContext], ResultT | Coroutine[Any, Any, ResultT]],
     ) -> None:
         """Answer a method of the protocol; params that do not fit are answered −32602 with the JSON path."""
         read = method.read_params

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from inspect import isawaitable, iscoroutine
 from typing import Any, cast
@@ -90,7 +90,7 @@ class Session:
 
     def _execute(
         self, params: ExecuteParams, request: RequestContext
-    ) -> ExecuteResult | Awaitable[ExecuteResult]:
+    ) -> ExecuteResult | Coroutine[Any, Any, ExecuteResult]:
         component, path_params = self._find(params.component)
         timeout_s = params.timeout_s
         context = Context(
