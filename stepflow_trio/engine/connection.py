@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import iscoroutine
@@ -334,7 +334,10 @@ class Connection:
                     if self._outbox.is_full:
                         # Keeping the place until there is room is what holds a fast peer back.
                         await self._wait_for_room()
-                    self._answer(context, result)
+                    if self._running == 1:  # nobody's answer could go with it
+                        self._act_and_send(partial(self._answer, context, result))
+                    else:
+                        self._answer(context, result)
             except Exception as exc:  # noqa: BLE001 — whatever a handler raises is its request's answer
                 self._fail(context, exc)
             else:
@@ -416,7 +419,7 @@ class Connection:
                             return
                     if not frames:
                         break
-                    self._take_frames(frames)
+                    self._act_and_send(partial(self._take_frames, frames))
                     # While nothing comes, nothing of what came is to be held on to.
                     del frames
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -426,18 +429,23 @@ class Connection:
 
     def _take_frames(self, frames: list[bytes | FrameRejected]) -> None:
         self._frames_received += len(frames)
-        self._outbox.hold()
         for frame in frames:
             for event in self._peer.events(frame):
                 self._take(event)
-        self._send_eagerly()
-        self._outbox.release()
+
+    def _act_and_send(self, act: Callable[[], object]) -> None:
+        """Do something, and send what comes of it at once, if the link and the writer let us."""
+        self._outbox.hold()
+        try:
+            act()
+            self._send_eagerly()
+        finally:
+            self._outbox.release()
 
     def _send_eagerly(self) -> None:
         """Send what the reader has just answered itself, if the writer is idle and the link can."""
-        if self._eager_link is None or not self._outbox.writer_waits or self._loss is not None:
-            return
-        if frames := self._outbox.take():
+        idle = self._outbox.writer_waits and self._loss is None
+        if self._eager_link is not None and idle and (frames := self._outbox.take()):
             self._frames_sent += len(frames)
             # What is left of them is the writer's to finish, before anything else.
             try:
@@ -529,7 +537,7 @@ class Connection:
         self._writer_scope.cancel(reason="the connection says its last words")
         if frames := self._outbox.take_urgent():
             with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await last_words(partial(self._link.send, frames, _nothing), within_s=LAST_WORDS_S)
+                await last_words(partial(self._link.send, frames, lambda: None), within_s=LAST_WORDS_S)
 
     def lose(self, reason: LossReason, detail: str) -> None:
         """End the connection now: wake every caller, cancel every handler. Does nothing the second time.
@@ -553,10 +561,6 @@ class Connection:
         self._lost.set()
         self._reader_scope.cancel(reason=reason.value)
         self._writer_scope.cancel(reason=reason.value)
-
-
-def _nothing() -> None:
-    """The deadline of last words does not move with progress."""
 
 
 @asynccontextmanager
