@@ -10,9 +10,9 @@ import msgspec
 
 from stepflow_trio.cli.exits import Unusable
 from stepflow_trio.errors import FlowInvalid
-from stepflow_trio.flows.paths import json_type
 from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.flows.source_text import SourceLimits
+from stepflow_trio.protocol.json_types import json_type
 
 Format = Literal["json", "yaml"]
 

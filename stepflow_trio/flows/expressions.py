@@ -26,8 +26,9 @@ import msgspec
 
 from stepflow_trio.errors import PathInvalid
 from stepflow_trio.flows.diagnostics import DiagnosticKind, Finding
-from stepflow_trio.flows.paths import JsonPath, json_type, parse_path, render_path
+from stepflow_trio.flows.paths import JsonPath, parse_path, render_path
 from stepflow_trio.flows.suggestions import closest
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = [
     "ArrayOf",

@@ -12,9 +12,10 @@ from stepflow_trio.errors import RemoteProtocolError
 from stepflow_trio.flows.diagnostics import DiagnosticKind, Finding
 from stepflow_trio.flows.expressions import Constant, Expression, parse_expression
 from stepflow_trio.flows.model import Fail, Flow, OnError, Retry, Step, UseDefault
-from stepflow_trio.flows.paths import JsonPath, json_type, render_path
+from stepflow_trio.flows.paths import JsonPath, render_path
 from stepflow_trio.flows.results import flow_result_from_json
 from stepflow_trio.flows.suggestions import closest
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["shape_flow"]
 

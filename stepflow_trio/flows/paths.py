@@ -15,6 +15,7 @@ import msgspec
 
 from stepflow_trio.errors import PathInvalid
 from stepflow_trio.flows.suggestions import closest
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["JsonPath", "NothingThere", "json_type", "parse_path", "render_path", "resolve"]
 
@@ -104,25 +105,6 @@ def resolve(value: Any, path: JsonPath) -> Any:
                 return _nothing(current, path, depth)
             current = current[part]  # pyright: ignore[reportUnknownVariableType]: any JSON
     return current  # pyright: ignore[reportUnknownVariableType]: any JSON
-
-
-def json_type(value: object) -> str:
-    """The JSON name of a value's type, with its article: ``an object``, ``null``."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case dict():
-            return "an object"
-        case _:
-            return f"a Python {type(value).__name__}"
 
 
 def _nothing(value: Any, path: JsonPath, depth: int) -> NothingThere:

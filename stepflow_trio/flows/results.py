@@ -7,7 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from stepflow_trio.errors import ErrorCode, RemoteProtocolError
-from stepflow_trio.flows.paths import json_type
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["Failed", "FlowError", "FlowResult", "Success", "flow_result_from_json"]
 

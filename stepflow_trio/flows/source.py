@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Finding, Place, printable
-from stepflow_trio.flows.paths import JsonPath, json_type
+from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.flows.source_text import Mark, SourceLimits, SourceText
 from stepflow_trio.flows.yaml_source import read_yaml
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["Source", "read_source", "source_of_value"]
 

@@ -14,8 +14,9 @@ import msgspec
 
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind
-from stepflow_trio.flows.paths import JsonPath, json_type
+from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.flows.source_text import Mark, SourceLimits, SourceText
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["YamlReading", "read_yaml"]
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.protocol.json_types import json_type
 from stepflow_trio.protocol.lines import EDGE_BYTES, MAX_FRAME_BYTES
 from stepflow_trio.protocol.messages import (
     MAX_ID,
@@ -81,7 +82,7 @@ def decode(
             )
         texts = msgspec.json.decode(frame, type=list[msgspec.Raw])
         return Batch(tuple(map(_classify_unless_ambiguous, items, map(bytes, texts))))
-    return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
+    return Malformed(_invalid(f"a message is an object, not {json_type(value)}"))
 
 
 def answers_begun(frame: bytes) -> list[int]:
@@ -143,7 +144,7 @@ def nests_deeper(text: bytes, limit: int) -> bool:
 def classify(value: Any) -> Request | Notification | Success | Failure | Malformed:
     """Say which message a decoded value is (docs/protocol.md, section 1)."""
     if type(value) is not dict:
-        return Malformed(_invalid(f"a message is an object, not {_json_type(value)}"))
+        return Malformed(_invalid(f"a message is an object, not {json_type(value)}"))
     message = cast("dict[str, Any]", value)
     get = message.get
     id_: Any = get("id", UNSET)
@@ -157,9 +158,9 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
         if params is None:
             params = UNSET
         if type(method) is not str:
-            return Malformed(_invalid(f'"method" must be a string, not {_json_type(method)}'), own_id)
+            return Malformed(_invalid(f'"method" must be a string, not {json_type(method)}'), own_id)
         if type(params) not in _PARAMS_TYPES:
-            problem = f'"params" must be an object or an array, not {_json_type(params)}'
+            problem = f'"params" must be an object or an array, not {json_type(params)}'
             return Malformed(_invalid(problem), own_id)
         if "result" in message or "error" in message:
             return Malformed(_invalid("a request carries no result and no error"), own_id)
@@ -183,7 +184,7 @@ def classify(value: Any) -> Request | Notification | Success | Failure | Malform
         return Malformed(_invalid(_bad_id(id_)), None, is_response=True)
     if type(error) is not dict:
         return Malformed(
-            _invalid(f'"error" must be an object, not {_json_type(error)}'), own_id, is_response=True
+            _invalid(f'"error" must be an object, not {json_type(error)}'), own_id, is_response=True
         )
     fields = cast("dict[str, Any]", error)
     code, text = fields.get("code"), fields.get("message")
@@ -325,22 +326,5 @@ def _bad_id(id_: Any) -> str:
         return '"id" must fit into 64 bits'
     if type(id_) is str:
         return f'"id" has {len(id_)} characters; at most {MAX_ID_CHARS} are accepted'
-    return f'"id" must be a string or an integer, not {_json_type(id_)}'
-
-
-def _json_type(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int():
-            return "a number"
-        case float():
-            return "a floating-point number"
-        case str():
-            return "a string"
-        case list():
-            return "an array"
-        case _:
-            return "an object"
+    what = "a floating-point number" if type(id_) is float else json_type(id_)
+    return f'"id" must be a string or an integer, not {what}'

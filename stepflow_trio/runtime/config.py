@@ -16,10 +16,11 @@ from typing import Any, TypeAlias, cast
 
 from stepflow_trio.errors import ConfigError, FlowInvalid, PathInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Place, printable
-from stepflow_trio.flows.paths import JsonPath, json_type, parse_path, render_path
+from stepflow_trio.flows.paths import JsonPath, parse_path, render_path
 from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.flows.source_text import SourceLimits
 from stepflow_trio.flows.suggestions import closest, did_you_mean
+from stepflow_trio.protocol.json_types import json_type
 from stepflow_trio.runtime.environment import substitute
 from stepflow_trio.runtime.retries import Backoff, Constant, Exponential, Fibonacci, RetryPolicy
 from stepflow_trio.runtime.routing import Condition, Route, Rule, route_faults
