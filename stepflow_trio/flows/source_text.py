@@ -15,6 +15,9 @@ from stepflow_trio.flows.paths import JsonPath
 
 __all__ = ["Mark", "SourceLimits", "SourceText"]
 
+MAX_EXCERPT_CHARS = 10_000
+"""A longer line is not shown beside what is wrong in it; its column says where."""
+
 
 class SourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How much a source may hold."""
@@ -71,7 +74,9 @@ class SourceText:
         line = bisect.bisect_right(self._line_starts, offset)
         start = self._line_starts[line - 1]
         end = self.text.find("\n", start)
-        excerpt = self.text[start : end if end >= 0 else len(self.text)]
+        end = end if end >= 0 else len(self.text)
+        # Every finding keeps its line: of a text in one line there would be as many copies as findings.
+        excerpt = self.text[start:end] if end - start <= MAX_EXCERPT_CHARS else ""
         return Place(self.name, line, offset - start + 1, excerpt)
 
     def diagnostic(

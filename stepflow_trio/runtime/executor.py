@@ -19,6 +19,9 @@ from stepflow_trio.runtime.plugins import FailureKind, Plugin, StepFailure, fail
 from stepflow_trio.runtime.retries import RetryPolicy
 from stepflow_trio.runtime.routing import Router
 
+MAX_RETRY_AFTER_S = 300.0
+"""A worker that asks for more patience than this does not get it."""
+
 
 class Executor:
     """What the items of all runs have in common.
@@ -91,7 +94,8 @@ class Executor:
                     component_budget -= 1
                 else:
                     return Failed(failure.error)
-                delay_s = max(self._retry.delay_s(attempt, self._randomness), failure.retry_after_s)
+                asked_s = min(failure.retry_after_s, MAX_RETRY_AFTER_S)
+                delay_s = max(self._retry.delay_s(attempt, self._randomness), asked_s)
                 await self._record(
                     StepRetrying(
                         run_id=item.run_id,

@@ -29,9 +29,12 @@ from stepflow_trio.protocol.payloads import (
 )
 from stepflow_trio.worker.component import Component
 from stepflow_trio.worker.context import Context
-from stepflow_trio.worker.outputs import check_output
+from stepflow_trio.worker.outputs import OutputInvalid, check_output
 
 _log = logging.getLogger("stepflow_trio.worker")
+
+MAX_MESSAGE_CHARS = 65_536
+"""Of a component's error message so much is sent; what is longer belongs into a blob or the log."""
 
 
 class Session:
@@ -137,7 +140,7 @@ class Session:
         """What the runtime is told: an error that the author meant, or the type and message of any other."""
         exc = exc if isinstance(exc, SystemExit) else _only_leaf(exc)
         if isinstance(exc, RpcError) and not isinstance(exc, CallFailed):
-            return exc
+            return _sayable(exc.code, exc.message, exc.data)
         kind = type(exc).__name__
         _log.error("component %s failed (run %s)", component.path, context.run_id, exc_info=exc)
         data: dict[str, Any] = {"component": context.component, "exception": kind}
@@ -145,8 +148,22 @@ class Session:
             data["cause"] = {"code": exc.code, "message": exc.message, "data": exc.data}
         if self._debug:
             data["traceback"] = "".join(traceback.format_exception(exc))
-        text = str(exc)
-        return RpcError(ErrorCode.COMPONENT_FAILED, f"{kind}: {text}" if text else kind, data)
+        try:
+            text = str(exc)
+        except Exception as unsayable:  # noqa: BLE001 — the author's own __str__ may do anything
+            text = f"(its text cannot be had: {type(unsayable).__name__})"
+        return _sayable(ErrorCode.COMPONENT_FAILED, f"{kind}: {text}" if text else kind, data)
+
+
+def _sayable(code: int, message: str, data: Any) -> RpcError:
+    """An error that can be sent: its code always arrives, whatever its author put beside it."""
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[:MAX_MESSAGE_CHARS] + "…"
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    try:
+        return RpcError(code, message, check_output(data))
+    except OutputInvalid as exc:
+        return RpcError(code, message, {"left_out": f"the error's data: {exc.message}"})
 
 
 def _only_leaf(exc: Exception) -> Exception:

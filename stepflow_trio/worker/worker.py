@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, overload
 import trio
 
 from stepflow_trio.engine import Connection, Limits, Link, open_connection
-from stepflow_trio.errors import ConnectionLost
+from stepflow_trio.errors import ConnectionLost, LossReason
 from stepflow_trio.protocol.paths import PathTable
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.stdio import open_stdio_link
@@ -23,6 +24,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 MAX_THREADS = 40
 """Components in plain functions that run at once: as many as trio's own pool. Most of them wait for
 something; and one that waits for a run keeps its place, which a step of that run may need."""
+
+_log = logging.getLogger("stepflow_trio.worker")
 
 ORPHAN_GRACE_S = 5.0
 """A worker that is still there so long after its connection should be over is blocked, and ends by force."""
@@ -156,7 +159,9 @@ class Worker:
                         nursery.cancel_scope.cancel(reason="a signal asked this process to end")
 
                 nursery.start_soon(stop_on_signal)
-                await connection.wait_lost()
+                loss = await connection.wait_lost()
+                if loss.reason is not LossReason.PEER_CLOSED:
+                    _log.error("%s", loss)
                 nursery.cancel_scope.cancel(reason="the runtime hung up")
 
     def _open_connection(self, link: Link) -> AbstractAsyncContextManager[Connection]:

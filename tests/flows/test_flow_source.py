@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import DiagnosticKind
+from stepflow_trio.flows.reader import read_flow
 from stepflow_trio.flows.source import read_source, source_of_value
 from stepflow_trio.flows.source_text import SourceLimits
 
@@ -374,3 +375,14 @@ def test_a_large_json_text_is_read_and_searched_in_time():
     source = read_source(text, name="f.json")
     assert str(source.place(("steps", 19_999, "id"))).startswith("f.json:1:")
     assert time.perf_counter() - before < 10
+
+
+def test_a_text_in_one_long_line_is_not_copied_for_every_finding() -> None:
+    steps = ",".join(
+        f'{{"id":"s{n}","component":"/x","inputs":{{"text":"{"y" * 1000}"}}}}' for n in range(200)
+    )
+    with pytest.raises(FlowInvalid) as caught:
+        read_flow('{"steps":[' + steps + "]}", name="long.json")
+    assert len(caught.value.diagnostics) >= 200
+    assert all(len(found.place.excerpt) <= 10_000 for found in caught.value.diagnostics)
+    assert all(found.place.column > 1 for found in caught.value.diagnostics)

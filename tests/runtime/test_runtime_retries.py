@@ -206,7 +206,9 @@ async def test_jitter_follows_from_the_randomness_that_was_given(autojump_clock:
     assert len(set(first)) == 3
 
 
-@pytest.mark.parametrize(("hint", "delay_s"), [(7.5, 7.5), (0.2, 1.0), (None, 1.0), ("soon", 1.0), (-4, 1.0)])
+@pytest.mark.parametrize(
+    ("hint", "delay_s"), [(7.5, 7.5), (0.2, 1.0), (None, 1.0), ("soon", 1.0), (-4, 1.0), (1e308, 300)]
+)
 async def test_an_overloaded_worker_is_left_alone_as_long_as_it_asks_for(
     autojump_clock: Any, hint: Any, delay_s: float
 ) -> None:

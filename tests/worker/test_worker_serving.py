@@ -438,3 +438,39 @@ async def test_a_context_is_of_no_use_when_its_execution_is_over() -> None:
         with pytest.raises(LocalProtocolError, match="is over"):
             await kept[0].put_blob(1)
         kept[0].progress(0.5)
+
+
+class _Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message", "data"),
+    [
+        (ComponentError("\ud800", code=-32110), -32110, "\\ud800", None),
+        (
+            ComponentError("x", code=-32110, data={"at": object()}),
+            -32110,
+            "x",
+            {"left_out": "the error's data: the output is not JSON"},
+        ),
+        (_Speechless(), -32100, "_Speechless: (its text cannot be had: RuntimeError)", None),
+        (ValueError("y" * 100_000), -32100, "ValueError: " + "y" * (65_536 - 12) + "…", None),
+    ],
+)
+async def test_an_error_that_cannot_be_sent_as_it_is_keeps_its_code(
+    error: Exception, code: int, message: str, data: Any
+) -> None:
+    worker = Worker()
+
+    @worker.component
+    async def fail() -> None:
+        raise error
+
+    async with serving(worker) as connection:
+        with pytest.raises(CallFailed) as caught:
+            await execute(connection, "/fail", {})
+    assert (caught.value.code, caught.value.message) == (code, message)
+    if data is not None:
+        assert caught.value.data["left_out"].startswith(data["left_out"])
