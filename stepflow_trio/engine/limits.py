@@ -12,8 +12,10 @@ class Limits:
     max_calls: int = 16_384
     """Our calls that wait for an answer. A further caller waits for a place in its own task."""
 
-    max_handlers: int = 1_024
-    """The peer's requests that are being handled at once, each in a task of its own."""
+    max_handlers: int = 16_384
+    """The peer's requests that are being handled at once, each in a task of its own. A handler keeps its
+    place while it waits for a callback, such as a run whose steps need places here too: so there are as many
+    as calls can wait."""
 
     max_waiting: int = 16_384
     """The peer's requests that wait for a handler. A further one is answered −32304 (overloaded): left
