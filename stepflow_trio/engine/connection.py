@@ -72,14 +72,13 @@ class Connection:
         role: Role,
         limits: Limits,
         nursery: trio.Nursery,
-        peer: Peer | None = None,
     ) -> None:
         self._link = link
         self._eager_link = link if isinstance(link, EagerLink) else None
         self._handlers = handlers
         self._limits = limits
         self._nursery = nursery
-        self._peer = peer if peer is not None else Peer(role)
+        self._peer = Peer(role)
         self._outbox = Outbox(limits)
         self._call_places = trio.lowlevel.ParkingLot()
         self._waiting: OrderedDict[RequestContext, None] = OrderedDict()
@@ -441,22 +440,17 @@ class Connection:
             self._send_eagerly()
         finally:
             self._outbox.release()
+            if self._writing:
+                self._outbox.wake_writer()
 
     def _send_eagerly(self) -> None:
-        """Send what the reader has just answered itself, if the writer is idle and the link can."""
+        """Send what waits to be sent, if the writer is idle and the link can."""
         idle = self._outbox.writer_waits and self._loss is None
         if self._eager_link is not None and idle and (frames := self._outbox.take()):
             self._frames_sent += len(frames)
             # What is left of them is the writer's to finish, before anything else.
-            try:
-                self._writing = not self._eager_link.send_nowait(frames)
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                # The writer will find out too. It leaves the reader time for what the peer said last.
-                self._writing = True
-            if self._writing:
-                self._outbox.release()
-                self._outbox.wake_writer()
-            elif self._is_idle:
+            self._writing = not self._eager_link.send_nowait(frames)
+            if self._is_idle:
                 self._idle.unpark_all()
 
     async def _end_input(self) -> None:
