@@ -1,0 +1,1 @@
+"""HTTP: the client, the ASGI endpoint and its two hosts, and the links over them."""
