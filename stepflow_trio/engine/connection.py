@@ -1,13 +1,11 @@
-"""One connection for both roles: calls out, handlers in, and who ends what."""
+"""Calls out and handlers in, for both roles, whatever carries the frames."""
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from inspect import iscoroutine
 from typing import Any, TypeVar, cast, overload
@@ -16,11 +14,10 @@ import outcome
 import trio
 from msgspec import UNSET
 
-from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.engine.failures import error_for_peer, failure_of_call
 from stepflow_trio.engine.handlers import Handlers, RequestContext
 from stepflow_trio.engine.limits import Limits
-from stepflow_trio.engine.link import EagerLink, Link
+from stepflow_trio.engine.link import Arrival
 from stepflow_trio.engine.outbox import Outbox, WaitingCall
 from stepflow_trio.engine.statistics import ConnectionStatistics
 from stepflow_trio.errors import (
@@ -31,18 +28,17 @@ from stepflow_trio.errors import (
     LossReason,
     RpcError,
 )
-from stepflow_trio.protocol.lines import FrameRejected
-from stepflow_trio.protocol.messages import Notification
+from stepflow_trio.protocol.messages import Batch, Malformed, Message, Notification, RequestId
 from stepflow_trio.protocol.methods import Method, NotificationMethod
 from stepflow_trio.protocol.peer import (
     Answered,
     AnsweredWithError,
+    CallLost,
     CancelReceived,
     Event,
     InboundRequest,
     Peer,
     Reply,
-    Role,
 )
 
 ParamsT = TypeVar("ParamsT")
@@ -51,43 +47,37 @@ ResultT = TypeVar("ResultT")
 RETRY_AFTER_S = 1.0
 """The hint that goes with −32304: about the time in which a full queue of short requests empties."""
 
-LAST_WORDS_S = 0.5
-"""How long a connection that ends by cancellation may take to tell the peer what it gives up, and how long
-what a peer said before it stopped listening is waited for."""
-
 _log = logging.getLogger("stepflow_trio.engine")
 
 
 class Connection:
-    """One end of a JSON-RPC connection; :func:`open_connection` makes it.
+    """One end of a JSON-RPC connection: what is called, what is handled, and what that leaves to be sent.
 
-    Any number of tasks may use it at once.
+    Any number of tasks may use it at once. Whoever owns it brings what arrives (:meth:`take`) and sends what
+    is to be sent (:meth:`take_outgoing`): over a link that is :func:`open_connection`'s business, for a POST
+    the HTTP endpoint's.
+
+    Args:
+        handlers: what the peer may ask for.
+        peer: this end as data.
+        limits: its bounds.
+        nursery: where handlers run that need a task. Without one they wait for :meth:`run_in`.
     """
 
     def __init__(
-        self,
-        link: Link,
-        handlers: Handlers,
-        *,
-        role: Role,
-        limits: Limits,
-        nursery: trio.Nursery,
+        self, handlers: Handlers, *, peer: Peer, limits: Limits, nursery: trio.Nursery | None = None
     ) -> None:
-        self._link = link
-        self._eager_link = link if isinstance(link, EagerLink) else None
         self._handlers = handlers
         self._limits = limits
         self._nursery = nursery
-        self._peer = Peer(role)
+        self._peer = peer
         self._outbox = Outbox(limits)
         self._call_places = trio.lowlevel.ParkingLot()
         self._waiting: OrderedDict[RequestContext, None] = OrderedDict()
+        self._unstarted: list[tuple[RequestContext, trio.CancelScope, Coroutine[Any, Any, Any]]] = []
         self._running = 0
         self._idle = trio.lowlevel.ParkingLot()
         self._owners_variables = contextvars.copy_context()
-        self._reader_scope = trio.CancelScope()
-        self._writer_scope = trio.CancelScope()
-        self._writing = False
         self._end_of_input = False
         self._loss: ConnectionLost | None = None
         self._lost = trio.Event()
@@ -103,12 +93,7 @@ class Connection:
         return self._loss
 
     @property
-    def link(self) -> Link:
-        """The transport underneath."""
-        return self._link
-
-    @property
-    def abandoned_calls(self) -> frozenset[int]:
+    def abandoned_calls(self) -> frozenset[RequestId]:
         """The ids of calls that were given up after they were sent, and that the peer has not answered."""
         return self._peer.abandoned
 
@@ -273,7 +258,14 @@ class Connection:
         if self._end_of_input:
             raise ConnectionLost(LossReason.PEER_CLOSED, "the peer has closed its end and cannot answer")
 
-    # ---- the peer's requests ------------------------------------------------------------------------
+    # ---- what arrives -------------------------------------------------------------------------------
+
+    def take(self, arrivals: Sequence[Arrival | Message | Malformed | Batch]) -> None:
+        """Act on what has come from the peer, frames or what they were decoded to. Never raises."""
+        self._frames_received += len(arrivals)
+        for arrival in arrivals:
+            for event in self._peer.events(arrival):
+                self._take(event)
 
     def _take(self, event: Event) -> None:
         if type(event) is InboundRequest:
@@ -286,6 +278,8 @@ class Connection:
             self._hear(event)
         elif type(event) is CancelReceived:
             self._cancel(event.request)
+        elif type(event) is CallLost:
+            self._wake(event.call.waiter, outcome.Error(event.error))
         elif type(event) is Reply:
             _log.debug("refused what the peer sent: %s %s", event.error.message, event.error.data)
             self._post(event.frame)
@@ -319,9 +313,19 @@ class Connection:
             # The scope exists before the task does: a cancellation right behind its request is not lost.
             scope = context.scope = trio.CancelScope()
             self._running += 1
-            self._nursery.start_soon(self._run, context, scope, result, name=inbound.method)
+            if self._nursery is None:
+                self._unstarted.append((context, scope, result))
+            else:
+                self._nursery.start_soon(self._run, context, scope, result, name=inbound.method)
         else:
             self._answer(context, result)
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Start the handlers that wait for a nursery, and run further ones in it, too."""
+        self._nursery = nursery
+        for context, scope, handler in self._unstarted:
+            nursery.start_soon(self._run, context, scope, handler, name=context.method)
+        self._unstarted.clear()
 
     async def _run(
         self, context: RequestContext, scope: trio.CancelScope, handler: Coroutine[Any, Any, Any]
@@ -399,114 +403,28 @@ class Connection:
         inbound.handler = None
         self._post(frame)
 
-    # ---- the two tasks that touch the link ----------------------------------------------------------
+    # ---- what is to be sent -------------------------------------------------------------------------
 
-    async def read(self) -> None:
-        """Take what arrives until the connection is over. Never raises but ``Cancelled``."""
-        idle_timeout_s = self._limits.idle_timeout_s
-        with self._reader_scope:
-            try:
-                while True:
-                    if idle_timeout_s is None:
-                        frames = await self._link.receive()
-                    else:
-                        frames = None
-                        with trio.move_on_after(idle_timeout_s):
-                            frames = await self._link.receive()
-                        if frames is None:
-                            self.lose(LossReason.IDLE_TIMEOUT, f"nothing arrived for {idle_timeout_s:g} s")
-                            return
-                    if not frames:
-                        break
-                    self._act_and_send(partial(self._take_frames, frames))
-                    # While nothing comes, nothing of what came is to be held on to.
-                    del frames
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
-                return
-            await self._end_input()
+    def take_outgoing(self) -> list[bytes]:
+        """Take frames to send, as many as go well into one write; what ends something comes first."""
+        frames = self._outbox.take()
+        self._frames_sent += len(frames)
+        if self.is_idle:
+            self._idle.unpark_all()
+        return frames
 
-    def _take_frames(self, frames: list[bytes | FrameRejected]) -> None:
-        self._frames_received += len(frames)
-        for frame in frames:
-            for event in self._peer.events(frame):
-                self._take(event)
+    async def wait_outgoing(self) -> None:
+        """Wait until there may be something to send, or the connection is over."""
+        await self._outbox.wait_for_frames()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of the peer's is in hand and nothing waits to be sent."""
+        return not (self._running or self._waiting or self._outbox.pending_frames)
 
     def _act_and_send(self, act: Callable[[], object]) -> None:
-        """Do something, and send what comes of it at once, if the link and the writer let us."""
-        self._outbox.hold()
-        try:
-            act()
-            self._send_eagerly()
-        finally:
-            self._outbox.release()
-            if self._writing:
-                self._outbox.wake_writer()
-
-    def _send_eagerly(self) -> None:
-        """Send what waits to be sent, if the writer is idle and the link can."""
-        idle = self._outbox.writer_waits and self._loss is None
-        if self._eager_link is not None and idle and (frames := self._outbox.take()):
-            self._frames_sent += len(frames)
-            # What is left of them is the writer's to finish, before anything else.
-            self._writing = not self._eager_link.send_nowait(frames)
-            if self._is_idle:
-                self._idle.unpark_all()
-
-    async def _end_input(self) -> None:
-        """The peer sends no more. A runtime that hangs up may still want the answers it asked for."""
-        self._end_of_input = True
-        loss = ConnectionLost(LossReason.PEER_CLOSED, "the peer closed its end")
-        for call in self._peer.hang_up():
-            self._outbox.withdraw(call.waiter)
-            self._wake(call.waiter, outcome.Error(ConnectionLost(loss.reason, loss.detail)))
-        # Who waits for a place is woken by those who leave theirs.
-        self._outbox.wake_waiting()
-        if self._peer.role is not Role.RUNTIME:
-            await self.drain()
-        self.lose(loss.reason, loss.detail)
-
-    async def write(self) -> None:
-        """Send what waits until the connection is over. Never raises but ``Cancelled``."""
-        with self._writer_scope:
-            try:
-                while self._loss is None:
-                    # Cancelled here, the frames stay for the last words.
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    frames = self._outbox.take()
-                    if frames or self._writing:
-                        self._writing = True
-                        if not await self._send(frames):
-                            timeout_s = self._limits.send_timeout_s
-                            self.lose(
-                                LossReason.SEND_STALLED, f"the peer accepted no bytes for {timeout_s:g} s"
-                            )
-                        self._writing = False
-                        self._frames_sent += len(frames)
-                        continue
-                    # Whatever ends a request leaves a frame, so idleness always begins here.
-                    if self._is_idle:
-                        self._idle.unpark_all()
-                    await self._outbox.wait_for_frames()
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                if not self._end_of_input:
-                    # It may have answered before it went away: the reader goes on, if the end is near.
-                    with trio.move_on_after(LAST_WORDS_S):
-                        await self._lost.wait()
-                reason = LossReason.PEER_CLOSED if self._end_of_input else LossReason.STREAM_ERROR
-                self.lose(reason, f"writing failed: {exc!r}")
-
-    async def _send(self, frames: list[bytes]) -> bool:
-        """Send frames. False if the peer took nothing of them for ``send_timeout_s``."""
-        timeout_s = self._limits.send_timeout_s
-        # A scope of its own: one whose deadline passes just as the send is done has cancelled nothing.
-        with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
-
-            def progressed() -> None:
-                scope.deadline = trio.current_time() + timeout_s
-
-            await self._link.send(frames, progressed)
-        return not scope.cancelled_caught
+        """Do something, and send what comes of it at once where that is possible."""
+        act()
 
     # ---- the end ------------------------------------------------------------------------------------
 
@@ -514,24 +432,8 @@ class Connection:
         """Refuse new requests, and wait at most ``drain_s`` until what is in flight is answered and sent."""
         self._peer.drain()
         with trio.move_on_after(self._limits.drain_s):
-            while self._loss is None and not self._is_idle:
+            while self._loss is None and not self.is_idle:
                 await self._idle.park()
-
-    @property
-    def _is_idle(self) -> bool:
-        return not (self._running or self._waiting or self._writing or self._outbox.pending_frames)
-
-    async def say_last_words(self) -> None:
-        """Send what ends something, cancellations above all, although this task may be cancelled.
-
-        Bounded by :data:`LAST_WORDS_S`. A frame that the writer has begun is not cut: then nothing is said.
-        """
-        if self._loss is not None or self._writing:
-            return
-        self._writer_scope.cancel(reason="the connection says its last words")
-        if frames := self._outbox.take_urgent():
-            with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await last_words(partial(self._link.send, frames, lambda: None), within_s=LAST_WORDS_S)
 
     def lose(self, reason: LossReason, detail: str) -> None:
         """End the connection now: wake every caller, cancel every handler. Does nothing the second time.
@@ -553,42 +455,6 @@ class Connection:
         self._call_places.unpark_all()
         self._idle.unpark_all()
         self._lost.set()
-        self._reader_scope.cancel(reason=reason.value)
-        self._writer_scope.cancel(reason=reason.value)
-
-
-@asynccontextmanager
-async def open_connection(
-    link: Link,
-    handlers: Handlers,
-    *,
-    role: Role = Role.PLAIN,
-    limits: Limits | None = None,
-) -> AsyncGenerator[Connection]:
-    """Run a connection over ``link`` for as long as the block lasts.
-
-    Entering never waits for the peer. Leaving in order waits at most ``limits.drain_s`` for what is in
-    flight; leaving with an exception or by cancellation cancels it at once, and takes at most
-    :data:`LAST_WORDS_S` to tell the peer. Either way the link is closed and no task is left. When the peer
-    ends the connection, the block goes on: calls in it raise :class:`ConnectionLost`, and
-    :meth:`Connection.wait_lost` returns.
-
-    The exception that comes out is the block's own, not a group of one.
-    """
-    with one_exception():
-        async with trio.open_nursery() as nursery:
-            connection = Connection(link, handlers, role=role, limits=limits or Limits(), nursery=nursery)
-            nursery.start_soon(connection.read, name="read frames")
-            nursery.start_soon(connection.write, name="write frames")
-            try:
-                yield connection
-                await connection.drain()
-            except BaseException:
-                await connection.say_last_words()
-                raise
-            finally:
-                connection.lose(LossReason.LOCAL_CLOSE, "this side closed the connection")
-                nursery.cancel_scope.cancel(reason="connection closed")
-                # Links close without waiting. Shielded from the line above, or its Cancelled would come out
-                # of here in the place of the exception that ended the block.
-                await last_words(link.aclose, within_s=0)
+        for _, _, handler in self._unstarted:
+            handler.close()
+        self._unstarted.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from stepflow_trio.protocol.dialects import TransportKind
-from stepflow_trio.protocol.lines import FrameRejected
+from stepflow_trio.protocol.peer import Arrival
 
 
 class Link(Protocol):
@@ -21,7 +21,7 @@ class Link(Protocol):
         """Which transport of the specification this is; the dialect depends on it."""
         ...
 
-    async def receive(self) -> list[bytes | FrameRejected]:
+    async def receive(self) -> Sequence[Arrival]:
         """Wait for frames; return all that have come, at least one. An empty list is the end.
 
         Cancelling loses no frame.
@@ -46,6 +46,9 @@ class Link(Protocol):
     async def aclose(self) -> None:
         """Close both ways, also when cancelled: the descriptors are free when it returns or raises."""
         ...
+
+
+__all__ = ["Arrival", "EagerLink", "Link"]
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, cast, final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from stepflow_trio.errors import ConnectionLost, ErrorCode, LocalProtocolError, LossReason
+from stepflow_trio.errors import ConnectionLost, ErrorCode, LocalProtocolError, LossReason, StepflowError
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.batches import BATCHES_FULL, MAX_BATCHED_BYTES, BatchAnswer, BatchedBytes
 from stepflow_trio.protocol.lines import FrameRejected
@@ -89,8 +89,8 @@ class Call:
 
     __slots__ = ("id", "method", "waiter")
 
-    def __init__(self, id_: int, method: str) -> None:
-        self.id = id_
+    def __init__(self, id_: RequestId, method: str) -> None:
+        self.id: RequestId = id_
         self.method = method
         self.waiter: Any = None
 
@@ -144,6 +144,14 @@ class AnsweredWithError(Struct, frozen=True):
 
 
 @final
+class CallLost(Struct, frozen=True):
+    """No answer can come to ``call``, because of ``error``; the connection goes on."""
+
+    call: Call
+    error: StepflowError
+
+
+@final
 class CancelReceived(Struct, frozen=True):
     """The peer gives up ``request``, which is in flight."""
 
@@ -167,8 +175,20 @@ class Dropped(Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    InboundRequest | Notification | Answered | AnsweredWithError | CancelReceived | Reply | Dropped
+    InboundRequest | Notification | Answered | AnsweredWithError | CallLost | CancelReceived | Reply | Dropped
 )
+
+
+@final
+class Unanswerable(Struct, frozen=True):
+    """Arrives in the place of an answer: the call ``id`` was not delivered, or its answer cannot come."""
+
+    id: RequestId
+    error: StepflowError
+
+
+Arrival: TypeAlias = bytes | FrameRejected | Unanswerable
+"""What a link can bring: a frame, bytes that are none, or that a call has failed on its way."""
 
 
 class Peer:
@@ -176,6 +196,8 @@ class Peer:
 
     Args:
         role: which end this is.
+        id_prefix: makes the ids of calls strings that begin so, where the peer answers several ends at one
+            place; otherwise they are integers.
         max_abandoned: tombstones kept for calls that were given up.
         max_nesting: deepest JSON nesting accepted.
         max_batch_items: most messages accepted in one array.
@@ -189,6 +211,7 @@ class Peer:
         self,
         role: Role = Role.PLAIN,
         *,
+        id_prefix: str = "",
         max_abandoned: int = MAX_ABANDONED,
         max_nesting: int = codec.MAX_NESTING,
         max_batch_items: int = codec.MAX_BATCH_ITEMS,
@@ -201,10 +224,11 @@ class Peer:
         """What the peer announced beyond the specification (docs/protocol.md, section 8)."""
         self.dropped: dict[str, int] = {}
         """How often something arrived that had no effect, by :attr:`Dropped.why`."""
-        self._calls: dict[int, Call | None] = {}  # None: abandoned
-        self._abandoned: deque[int] = deque()
+        self._calls: dict[RequestId, Call | None] = {}  # None: abandoned
+        self._abandoned: deque[RequestId] = deque()
         self._requests: dict[RequestId, InboundRequest] = {}
-        self._last_id = 0
+        self._last_number = 0
+        self._id_prefix = id_prefix
         self._hung_up = False
         self._max_abandoned = max_abandoned
         self._max_nesting = max_nesting
@@ -230,7 +254,7 @@ class Peer:
         return len(self._abandoned)
 
     @property
-    def abandoned(self) -> frozenset[int]:
+    def abandoned(self) -> frozenset[RequestId]:
         """The ids of the tombstones."""
         return frozenset(self._abandoned)
 
@@ -265,9 +289,10 @@ class Peer:
         self._check_open()
         if self._hung_up:
             raise ConnectionLost(LossReason.PEER_CLOSED, "nothing more will arrive, so no answer either")
-        id_ = self._last_id + 1
+        number = self._last_number + 1
+        id_ = f"{self._id_prefix}{number}" if self._id_prefix else number
         frame = codec.encode_request(method, params, id_)
-        self._last_id = id_
+        self._last_number = number
         call = self._calls[id_] = Call(id_, method)
         return call, frame
 
@@ -366,11 +391,11 @@ class Peer:
 
     # ---- the peer's side ----------------------------------------------------------------------------
 
-    def receive(self, frame: bytes | FrameRejected) -> list[Event]:
-        """Take one frame, or bytes that are none; return what follows from it, in order. Never raises."""
-        return [*self.events(frame)]
+    def receive(self, arrival: Arrival | Message | Malformed | Batch) -> list[Event]:
+        """Take what has arrived; return what follows from it, in order. Never raises."""
+        return [*self.events(arrival)]
 
-    def events(self, frame: bytes | FrameRejected) -> Iterator[Event]:
+    def events(self, arrival: Arrival | Message | Malformed | Batch) -> Iterator[Event]:
         """As :meth:`receive`, but an event is found out when it is asked for.
 
         Whoever acts on each event before asking for the next one is never told what that act has made
@@ -379,14 +404,24 @@ class Peer:
         """
         if self.phase is Phase.CLOSED:
             return
-        if type(frame) is FrameRejected:
-            detail = {"detail": frame.detail}
-            message = Malformed(ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", detail))
-        else:
+        frame = b""
+        if type(arrival) is bytes:
+            frame = arrival
             message = codec.decode(
                 frame, max_nesting=self._max_nesting, max_batch_items=self._max_batch_items
             )
-        if type(message) is Malformed and (begun := self._answers_begun(frame, message)):
+        elif type(arrival) is FrameRejected:
+            # What stands between keeps the ends apart, as no JSON and as what the tail is contained in.
+            frame = arrival.head + b"\0," + arrival.tail
+            detail = {"detail": arrival.detail}
+            message = Malformed(ErrorObject(ErrorCode.INVALID_REQUEST, "Invalid Request", detail))
+        elif type(arrival) is Unanswerable:
+            call = self._settle(arrival.id)
+            yield CallLost(call, arrival.error) if type(call) is Call else call
+            return
+        else:
+            message = cast("Message | Malformed | Batch", arrival)
+        if type(message) is Malformed and (begun := self._answers_begun(arrival, frame, message)):
             for id_ in begun:
                 yield self._settle_with_error(id_, message.error, garbled=True)
             return
@@ -462,27 +497,23 @@ class Peer:
         if not malformed.is_response:
             return self._reject(malformed.error, malformed.id, batch, slot)
         # An answer that cannot be read is an answer all the same: its caller must not wait for ever.
-        if type(malformed.id) is int and malformed.id in self._calls:
+        if malformed.id is not None and malformed.id in self._calls:
             return self._settle_with_error(malformed.id, malformed.error, garbled=True)
         return self._drop("malformed_answer", str(malformed.error.data))
 
-    def _answers_begun(self, frame: bytes | FrameRejected, malformed: Malformed) -> list[int]:
+    def _answers_begun(self, arrival: object, frame: bytes, malformed: Malformed) -> list[int]:
         """The calls that a frame which cannot be read seems to answer: no other answer will come to them."""
-        if type(frame) is FrameRejected:
-            # What stands between keeps the ends apart, as no JSON and as what the tail is contained in.
-            frame = frame.head + b"\0," + frame.tail
-        elif malformed.error.code != ErrorCode.PARSE_ERROR:
+        if type(arrival) is bytes and malformed.error.code != ErrorCode.PARSE_ERROR:
             return []
         return [id_ for id_ in codec.answers_begun(frame) if id_ in self._calls]
 
     def _settle(self, id_: RequestId) -> Call | Dropped:
-        if type(id_) is int:
-            call = self._calls.pop(id_, UNSET)
-            if type(call) is Call:
-                return call
-            if call is None:
-                self._abandoned.remove(id_)
-                return self._drop("late_answer", f"an answer to call {id_}, which was given up")
+        call = self._calls.pop(id_, UNSET)
+        if type(call) is Call:
+            return call
+        if call is None:
+            self._abandoned.remove(id_)
+            return self._drop("late_answer", f"an answer to call {_quoted(id_)}, which was given up")
         detail = f"an answer to {_quoted(id_)}, which was never asked or is answered"
         return self._drop("unknown_answer", detail)
 

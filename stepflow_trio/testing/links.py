@@ -13,9 +13,8 @@ from typing import TypeAlias
 import trio
 import trio.testing
 
-from stepflow_trio.engine.link import Link
+from stepflow_trio.engine.link import Arrival, Link
 from stepflow_trio.protocol.dialects import TransportKind
-from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.transports.memory import memory_link_pair
 from stepflow_trio.transports.streams import StreamLink
 
@@ -72,10 +71,10 @@ class Faults:
     """What goes in the place of the nth frame, counted from 1: :func:`dropped`, :func:`duplicated`,
     :func:`garbled` or a function of your own."""
 
-    def replace(self, frame: bytes | FrameRejected, number: int) -> Sequence[bytes | FrameRejected]:
+    def replace(self, frame: Arrival, number: int) -> Sequence[Arrival]:
         """What goes on in the place of frame ``number``."""
         replacement = self.instead.get(number)
-        return (frame,) if replacement is None or isinstance(frame, FrameRejected) else replacement(frame)
+        return replacement(frame) if replacement is not None and isinstance(frame, bytes) else (frame,)
 
     async def strike(self, frames_before: int) -> None:
         """Stall or fail, if it is time.
@@ -102,7 +101,7 @@ class FaultyLink:
         self._link = link
         self._receiving = receiving or Faults()
         self._sending = sending or Faults()
-        self._arrived: deque[bytes | FrameRejected] = deque()
+        self._arrived: deque[Arrival] = deque()
         self.frames_received = 0
         """Frames that came to this end, those lost on purpose included."""
         self.frames_sent = 0
@@ -113,7 +112,7 @@ class FaultyLink:
         """That of the link underneath."""
         return self._link.kind
 
-    async def receive(self) -> list[bytes | FrameRejected]:
+    async def receive(self) -> Sequence[Arrival]:
         """Wait for the next frame; see :class:`~stepflow_trio.engine.link.Link`."""
         while True:
             await self._receiving.strike(self.frames_received)

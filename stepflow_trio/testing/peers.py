@@ -7,7 +7,7 @@ from typing import Any
 import trio
 from msgspec import UNSET
 
-from stepflow_trio.engine.link import Link
+from stepflow_trio.engine.link import Arrival, Link
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.messages import (
@@ -19,6 +19,7 @@ from stepflow_trio.protocol.messages import (
     RequestId,
     Success,
 )
+from stepflow_trio.protocol.peer import Unanswerable
 
 __all__ = ["ScriptedPeer", "UnexpectedMessage"]
 
@@ -38,14 +39,14 @@ class ScriptedPeer:
     def __init__(self, link: Link, *, within_s: float = 60.0) -> None:
         self._link = link
         self._within_s = within_s
-        self._unread: list[bytes | FrameRejected] = []
+        self._unread: list[Arrival] = []
         self._ended = False
-        self.received: list[Decoded | FrameRejected] = []
+        self.received: list[Decoded | FrameRejected | Unanswerable] = []
         """Everything read so far, in order."""
 
     # ---- what comes ---------------------------------------------------------------------------------
 
-    async def receive(self) -> Decoded | FrameRejected | None:
+    async def receive(self) -> Decoded | FrameRejected | Unanswerable | None:
         """Wait for the next message, whatever it is; None is the end.
 
         Raises:
@@ -53,14 +54,14 @@ class ScriptedPeer:
         """
         if not self._unread and not self._ended:
             with trio.move_on_after(self._within_s) as patience:
-                self._unread = await self._link.receive()
+                self._unread = [*await self._link.receive()]
                 self._ended = not self._unread
             if patience.cancelled_caught:
                 raise UnexpectedMessage(f"nothing came within {self._within_s:g} s")
         if not self._unread:
             return None
         frame = self._unread.pop(0)
-        message = frame if isinstance(frame, FrameRejected) else codec.decode(frame)
+        message = codec.decode(frame) if isinstance(frame, bytes) else frame
         self.received.append(message)
         return message
 

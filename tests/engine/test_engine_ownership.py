@@ -12,7 +12,7 @@ from engine_stage import Recorder, connected, offering, scripted
 from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio.engine import Limits, RequestContext, open_connection
-from stepflow_trio.engine.connection import LAST_WORDS_S
+from stepflow_trio.engine.link_connection import LAST_WORDS_S
 from stepflow_trio.errors import ConnectionLost, LossReason
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.peer import Role

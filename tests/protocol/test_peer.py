@@ -21,7 +21,8 @@ from peer_frames import (
     worker,
 )
 
-from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.errors import ConnectionLost, ErrorCode, LocalProtocolError, LossReason
+from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.messages import ErrorObject, Notification
 from stepflow_trio.protocol.peer import (
     CANCEL_REQUEST,
@@ -29,9 +30,13 @@ from stepflow_trio.protocol.peer import (
     Answered,
     AnsweredWithError,
     Call,
+    CallLost,
     CancelReceived,
+    Dropped,
+    InboundRequest,
     Peer,
     Role,
+    Unanswerable,
 )
 
 # ---- our calls --------------------------------------------------------------------------------------
@@ -453,3 +458,40 @@ def test_a_request_that_is_over_no_longer_holds_its_params() -> None:
     assert ended.params == [1]
     peer.close()
     assert [asked.params for asked in (answered, failed, ended)] == [UNSET] * 3
+
+
+def test_a_call_that_cannot_be_answered_ends_with_the_reason_and_nothing_else_does() -> None:
+    peer = Peer()
+    lost, _ = peer.call("a")
+    kept, _ = peer.call("b")
+    error = ConnectionLost(LossReason.STREAM_ERROR, "nobody listens there")
+    assert peer.receive(Unanswerable(lost.id, error)) == [CallLost(lost, error)]
+    assert peer.calls == [kept]
+
+
+def test_a_call_given_up_leaves_no_tombstone_once_it_is_known_that_no_answer_comes() -> None:
+    peer = Peer()
+    call, _ = peer.call("a")
+    peer.abandon(call)
+    [event] = peer.receive(Unanswerable(call.id, ConnectionLost(LossReason.LOCAL_CLOSE)))
+    assert isinstance(event, Dropped)
+    assert event.why == "late_answer"
+    assert peer.abandoned_count == 0
+
+
+def test_ids_with_a_prefix_are_strings_that_only_their_own_answers_match() -> None:
+    peer = Peer(id_prefix="f00d-")
+    call, frame = peer.call("a")
+    assert call.id == "f00d-1"
+    assert b'"id":"f00d-1"' in frame
+    [other] = peer.receive(b'{"jsonrpc":"2.0","id":1,"result":0}')
+    assert isinstance(other, Dropped)
+    assert peer.receive(b'{"jsonrpc":"2.0","id":"f00d-1","result":0}') == [Answered(call, 0)]
+
+
+def test_a_message_that_is_decoded_already_counts_as_the_frame_would() -> None:
+    peer = Peer()
+    message = codec.decode(b'{"jsonrpc":"2.0","id":"x","method":"m"}')
+    [request] = peer.receive(message)
+    assert isinstance(request, InboundRequest)
+    assert peer.answer(request, 1) == b'{"jsonrpc":"2.0","id":"x","result":1}'
