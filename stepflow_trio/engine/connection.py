@@ -443,15 +443,16 @@ class Connection:
         if self._loss is not None:
             return
         self._loss = ConnectionLost(reason, detail)
-        calls, requests = self._peer.close()
+        # First the handlers: what they called is given up with them, and they see that they are cancelled.
+        for inbound in self._peer.requests:
+            scope = cast("RequestContext", inbound.handler).scope
+            if scope is not None:
+                scope.cancel(reason=f"connection lost: {reason.value}")
+        calls, _ = self._peer.close()
         self._outbox.close()
         for call in calls:
             self._wake(call.waiter, outcome.Error(ConnectionLost(reason, detail)))
         self._waiting.clear()
-        for inbound in requests:
-            scope = cast("RequestContext", inbound.handler).scope
-            if scope is not None:
-                scope.cancel(reason=f"connection lost: {reason.value}")
         self._call_places.unpark_all()
         self._idle.unpark_all()
         self._lost.set()

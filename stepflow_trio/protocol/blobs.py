@@ -14,6 +14,9 @@ DATA: Final = "data"
 FLOW: Final = "flow"
 BINARY: Final = "binary"
 
+MAX_BLOB_BYTES = 100 * 2**20
+"""Largest blob that travels over HTTP: 100 MiB, by default. Public runtimes take 2 MiB."""
+
 _BLOB_ID = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 
 

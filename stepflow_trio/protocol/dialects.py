@@ -104,6 +104,20 @@ def write_initialize_params(
         params["runtimeProtocolVersion"] = PROTOCOL_VERSION
     if dialect is not Dialect.V0_11:
         params["runtime_protocol_version"] = PROTOCOL_VERSION
+    if capabilities := write_capabilities(
+        extensions=extensions, blob_api_url=blob_api_url, blob_threshold=blob_threshold
+    ):
+        params["capabilities"] = capabilities
+    return params
+
+
+def write_capabilities(
+    *,
+    extensions: Iterable[str] = EXTENSIONS,
+    blob_api_url: str | None = None,
+    blob_threshold: int | None = None,
+) -> dict[str, Any]:
+    """What a runtime says of itself in ``initialize``, and over HTTP with every request."""
     capabilities: dict[str, Any] = {}
     if blob_api_url is not None:
         capabilities["blobApiUrl"] = blob_api_url
@@ -111,9 +125,18 @@ def write_initialize_params(
         capabilities["blobThreshold"] = blob_threshold
     if names := sorted(extensions):
         capabilities["extensions"] = names
-    if capabilities:
-        params["capabilities"] = capabilities
-    return params
+    return capabilities
+
+
+def read_capabilities(capabilities: Any) -> Hello:
+    """Understand what :func:`write_capabilities` wrote, as a worker that was not initialized may have to.
+
+    Raises:
+        RpcError: −32602, it does not fit.
+    """
+    return read_initialize_params(
+        {"runtimeProtocolVersion": PROTOCOL_VERSION, "capabilities": capabilities}, "http"
+    )
 
 
 def read_initialize_params(params: Any, transport: TransportKind) -> Hello:

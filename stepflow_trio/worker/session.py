@@ -47,15 +47,25 @@ class Session:
         threads: trio.CapacityLimiter,
         transport: TransportKind,
         debug: bool,
+        hello: Hello | None = None,
+        client: str | None = None,
     ) -> None:
         self._components = components
         self._threads = threads
         self._transport: TransportKind = transport
         self._debug = debug
-        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
-
-    def handlers(self) -> Handlers:
+        self.client = client
+        """The address that the runtime calls from, where it calls over a network."""
+        self._hello = hello or Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
+        self.handlers = self._make_handlers()
         """The methods that a worker offers."""
+
+    @property
+    def peer_extensions(self) -> frozenset[str]:
+        """What the runtime understands beyond the specification."""
+        return self._hello.extensions
+
+    def _make_handlers(self) -> Handlers:
         handlers = Handlers()
         handlers.on_raw_request(methods.INITIALIZE, self._initialize)
         handlers.on_raw_notification(methods.INITIALIZED, _ignore)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar, overload
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import trio
 
@@ -18,6 +20,13 @@ from stepflow_trio.transports.stdio import open_stdio_link
 from stepflow_trio.worker.component import Component, define_component
 from stepflow_trio.worker.context import Context
 from stepflow_trio.worker.session import Session
+
+if TYPE_CHECKING:
+    from stepflow_trio.protocol.dialects import Hello, TransportKind
+    from stepflow_trio.transports.http.endpoint import HttpEndpoint
+    from stepflow_trio.transports.http.hosting import HttpHost
+    from stepflow_trio.transports.http.limits import HttpServerLimits
+    from stepflow_trio.transports.http.security import HttpSecurity, TlsFiles
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -34,8 +43,9 @@ ORPHAN_GRACE_S = 5.0
 class Worker:
     """Hosts components and serves them to runtimes.
 
-    Register functions with :meth:`component`, then serve: :meth:`run_stdio` for a script,
-    :meth:`serve_stdio` inside a nursery, or hand the worker to a runtime in the same process::
+    Register functions with :meth:`component`, then serve: :meth:`run_stdio` or :meth:`run_http` for a script,
+    :meth:`serve_stdio` or :meth:`open_http` inside a trio application, or hand the worker to a runtime in the
+    same process::
 
         worker = Worker()
 
@@ -164,9 +174,128 @@ class Worker:
                     _log.error("%s", loss)
                 nursery.cancel_scope.cancel(reason="the runtime hung up")
 
+    def http_endpoint(
+        self, *, http_limits: HttpServerLimits | None = None, instance_id: str | None = None
+    ) -> HttpEndpoint:
+        """This worker as an ASGI application, for a host of yours that runs on trio.
+
+        It serves every runtime that reaches it: checking who that is, is the host's business;
+        :meth:`open_http` does both.
+        """
+        from stepflow_trio.transports.http.endpoint import HttpEndpoint  # not what a stdio worker waits for
+        from stepflow_trio.worker.http_service import HttpService
+
+        service = HttpService(lambda hello, client: self._session("http", hello=hello, client=client))
+        return HttpEndpoint(service, limits=self._limits, http_limits=http_limits, instance_id=instance_id)
+
+    @asynccontextmanager
+    async def open_http(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        http_host: Literal["auto", "h11", "hypercorn"] = "auto",
+        security: HttpSecurity | None = None,
+        tls: TlsFiles | None = None,
+        allow_insecure_bind: bool = False,
+        http_limits: HttpServerLimits | None = None,
+    ) -> AsyncGenerator[HttpHost]:
+        """Serve runtimes over HTTP for as long as the block lasts; ``url`` of what it yields says where.
+
+        Leaving in order refuses new requests, lets what is in flight finish for ``http_limits.drain_s``
+        seconds, then cancels it; leaving with an exception or cancelled cancels it at once.
+
+        Args:
+            host: the address to listen on.
+            port: the port; 0 takes a free one.
+            http_host: ``h11`` is the faster, ``hypercorn`` speaks HTTP/2 and TLS. By default the first for
+                loopback addresses without TLS, the second for all others.
+            security: who may call; by default whoever reaches it under its own address, and no web page.
+            tls: certificate, key, and whose certificates clients must present.
+            allow_insecure_bind: listen beyond loopback although everybody may call.
+            http_limits: the bounds of HTTP.
+
+        Raises:
+            ConfigError: the address, the certificate or the key cannot be used, or everybody could call.
+        """
+        from stepflow_trio.transports.http.hosting import open_http_host
+        from stepflow_trio.transports.http.limits import HttpServerLimits
+
+        limits = http_limits or HttpServerLimits()
+        endpoint = self.http_endpoint(http_limits=limits)
+        shown = f"[{host}]" if ":" in host else host
+        async with open_http_host(
+            endpoint,
+            bind=f"{shown}:{port}",
+            host=http_host,
+            # The endpoint drains before its host does, which then has only connections to close.
+            limits=replace(limits, drain_s=0),
+            security=security,
+            tls=tls,
+            allow_insecure_bind=allow_insecure_bind,
+        ) as http:
+            yield http
+            endpoint.stop()
+            with trio.move_on_after(limits.drain_s):
+                await endpoint.wait_idle()
+
+    def run_http(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        http_host: Literal["auto", "h11", "hypercorn"] = "auto",
+        security: HttpSecurity | None = None,
+        tls: TlsFiles | None = None,
+        allow_insecure_bind: bool = False,
+        http_limits: HttpServerLimits | None = None,
+    ) -> None:
+        """Serve over HTTP as the main job of this process; see :meth:`open_http` for the arguments.
+
+        Prints one line ``{"port": N}`` to stdout once it accepts connections, for the runtime that has
+        started it; from then on, what anything in this process prints goes to stderr. SIGTERM and SIGINT end
+        it in order.
+        """
+
+        async def serve() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async with self.open_http(
+                    host,
+                    port,
+                    http_host=http_host,
+                    security=security,
+                    tls=tls,
+                    allow_insecure_bind=allow_insecure_bind,
+                    http_limits=http_limits,
+                ) as http:
+                    _tell_port(http.port)
+                    async for _ in signals:
+                        break
+
+        trio.run(serve)
+
     def _open_connection(self, link: Link) -> AbstractAsyncContextManager[Connection]:
-        session = Session(self._components, threads=self._threads, transport=link.kind, debug=self._debug)
-        return open_connection(link, session.handlers(), role=Role.WORKER, limits=self._limits)
+        session = self._session(link.kind)
+        return open_connection(link, session.handlers, role=Role.WORKER, limits=self._limits)
+
+    def _session(
+        self, transport: TransportKind, *, hello: Hello | None = None, client: str | None = None
+    ) -> Session:
+        return Session(
+            self._components,
+            threads=self._threads,
+            transport=transport,
+            debug=self._debug,
+            hello=hello,
+            client=client,
+        )
 
     def __repr__(self) -> str:
         return f"<Worker: {', '.join(self._components.patterns()) or 'no components'}>"
+
+
+def _tell_port(port: int) -> None:
+    """Print the line that a runtime waits for, and nothing after it."""
+    os.write(1, b'{"port": %d}\n' % port)
+    os.dup(1)  # kept open: a runtime that sees its end may stop reading stderr as well, which then fills
+    os.dup2(2, 1)

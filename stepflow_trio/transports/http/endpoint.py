@@ -1,0 +1,397 @@
+"""The worker's HTTP endpoint as one ASGI application (docs/protocol.md, section 4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Protocol, TypeGuard
+from urllib.parse import parse_qs
+
+import trio
+from msgspec import UNSET
+
+from stepflow_trio.engine import Handlers, Limits, open_connection
+from stepflow_trio.engine.connection import RETRY_AFTER_S
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.errors import ErrorCode, RpcError
+from stepflow_trio.protocol import codec, dialects
+from stepflow_trio.protocol.lines import LineFramer
+from stepflow_trio.protocol.messages import (
+    Batch,
+    Decoded,
+    ErrorObject,
+    Failure,
+    Malformed,
+    Request,
+    RequestId,
+    Success,
+)
+from stepflow_trio.protocol.peer import Role
+from stepflow_trio.transports.http.asgi import Receive, Scope, Send
+from stepflow_trio.transports.http.exchange import (
+    SSE_HEADERS,
+    Exchange,
+    exchange_key,
+    send_accepted,
+    send_json,
+)
+from stepflow_trio.transports.http.limits import HttpServerLimits
+from stepflow_trio.transports.http.sessions import Session
+
+CAPABILITIES_HEADER = b"stepflow-capabilities"
+"""Ours: what ``initialize`` says of the runtime, repeated with every request, so that a worker behind a
+balancer, started anew, or shared by several runtimes knows it (docs/protocol.md, section 4)."""
+
+INSTANCE_HEADER = b"stepflow-instance-id"
+
+JSON = b"application/json"
+JSON_LINES = b"application/x-ndjson"
+
+_log = logging.getLogger("stepflow_trio.transports")
+
+
+class Served(Protocol):
+    """What one runtime is served."""
+
+    @property
+    def handlers(self) -> Handlers:
+        """What it may ask for."""
+        ...
+
+    @property
+    def peer_extensions(self) -> frozenset[str]:
+        """What it understands beyond the specification."""
+        ...
+
+
+class Service(Protocol):
+    """What an endpoint serves: a :class:`~stepflow_trio.Worker` does."""
+
+    def served(self, capabilities: bytes | None, client: str | None) -> Served:
+        """Who sends this request: by what it says of itself, else whoever initialized last.
+
+        Raises:
+            RpcError: what it says of itself cannot be understood.
+        """
+        ...
+
+    def new_session(self, client: str | None) -> Served:
+        """Somebody who opens a session, and is not initialized."""
+        ...
+
+
+class HttpEndpoint:
+    """The ASGI application. Each request is served in its own call; nothing else runs.
+
+    It trusts its host to guard it (:func:`~stepflow_trio.transports.http.hosting.open_http_host` does), and
+    to keep the bounds of ``http_limits`` that concern bytes on the wire.
+
+    Args:
+        service: what is served.
+        limits: the bounds of each session and of all requests together.
+        http_limits: the bounds of HTTP.
+        instance_id: tells this process from the others behind a balancer; random by default.
+        name: what ``/health`` calls this service.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        limits: Limits | None = None,
+        http_limits: HttpServerLimits | None = None,
+        instance_id: str | None = None,
+        name: str = "stepflow-trio",
+    ) -> None:
+        self._service = service
+        self._limits = limits or Limits()
+        self._http_limits = http_limits or HttpServerLimits()
+        self.instance_id = instance_id or str(uuid.uuid4())
+        self._instance_id = self.instance_id.encode("ascii")
+        self._name = name
+        self._exchanges: dict[str, Exchange] = {}
+        self._sessions: dict[str, tuple[Session, Served]] = {}
+        self._in_flight = 0
+        self._stopping = trio.Event()
+        self._idle = trio.lowlevel.ParkingLot()
+        self.unmatched_answers = 0
+        """Answers that no callback waited for: they came late, or from somebody else."""
+
+    # ---- its life -----------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Refuse new requests with 503 from now on. What is in flight goes on; sessions drain and end."""
+        self._stopping.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is in flight and no session is open."""
+        while self._in_flight or self._sessions:
+            await self._idle.park()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await _refuse_kind(scope["type"], receive, send)
+            return
+        method: str = scope["method"]
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if method == "POST" and path == "/":
+            await self._post(scope, receive, send)
+        elif path == "/health" and method in ("GET", "HEAD"):
+            await send_json(send, 200, self._health())
+        elif path == "/runtime/events" and method == "GET":
+            await self._open_session(scope, receive, send)
+        elif allowed := {"/": b"POST", "/health": b"GET, HEAD", "/runtime/events": b"GET"}.get(path):
+            text = f"{path} takes {allowed.decode()}"
+            await _refuse(send, 405, text, headers=[(b"allow", allowed)])
+        else:
+            await _refuse(send, 404, "the endpoint is POST /; there are GET /health and GET /runtime/events")
+
+    def _health(self) -> bytes:
+        return codec.encode_json(
+            {
+                "status": "healthy",
+                "instanceId": self.instance_id,
+                "timestamp": datetime.fromtimestamp(time.time(), UTC).isoformat(),
+                "service": self._name,
+            }
+        )
+
+    # ---- POST ---------------------------------------------------------------------------------------
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        content_type = headers.get(b"content-type", b"")
+        session = served = None
+        if scope["query_string"]:
+            found = self._find_session(scope["query_string"])
+            if found is None:
+                # Read to its end, or the answer might be lost with the connection.
+                await _read_body(receive, self._http_limits.max_body_bytes)
+                await _refuse(send, 404, "there is no such session, or it is over: open another one")
+                return
+            session, served = found
+        if content_type != JSON:
+            media_type = content_type.split(b";")[0].strip().lower()
+            if media_type == JSON_LINES and session is not None:
+                await self._post_lines(session, receive, send)
+                return
+            if media_type != JSON:
+                await _read_body(receive, self._http_limits.max_body_bytes)
+                await _refuse(send, 415, "the body must be application/json")
+                return
+        accept = headers.get(b"accept")
+        if accept is not None and not _accepts_both(accept):
+            every = b",".join(value for name, value in scope["headers"] if name == b"accept")
+            if not _accepts_both(every):
+                await _read_body(receive, self._http_limits.max_body_bytes)
+                await _refuse(send, 406, "the answer is application/json or text/event-stream: accept both")
+                return
+        body = await _read_body(receive, self._http_limits.max_body_bytes)
+        if body is None:
+            await _refuse(send, 413, f"the body is longer than {self._http_limits.max_body_bytes} bytes")
+            return
+        message = codec.decode(body)
+        if type(message) is Malformed:
+            self._take_answers(message, session)
+            await _refuse(send, 400, message.error, id_=message.id)
+            return
+        if type(message) is not Request:
+            rest = self._take_answers(message, session)
+            if rest is None:
+                await send_accepted(send)
+                return
+            message = rest
+        if served is None:
+            client = scope.get("client")
+            try:
+                served = self._service.served(headers.get(CAPABILITIES_HEADER), client[0] if client else None)
+            except RpcError as exc:
+                data = UNSET if exc.data is None else exc.data
+                await _refuse(send, 400, ErrorObject(exc.code, exc.message, data), id_=_id_of(message))
+                return
+        if self._stopping.is_set() or self._in_flight >= self._limits.max_handlers:
+            why = "Shutting down" if self._stopping.is_set() else "Too many requests are in flight"
+            error = ErrorObject(ErrorCode.OVERLOADED, why, {"retry_after_s": RETRY_AFTER_S})
+            retry_after = [(b"retry-after", b"%d" % RETRY_AFTER_S)]
+            await _refuse(send, 503, error, id_=_id_of(message), headers=retry_after)
+            return
+        exchange = Exchange(
+            served.handlers,
+            peer_extensions=served.peer_extensions,
+            limits=self._limits,
+            session=session,
+        )
+        self._in_flight += 1
+        try:
+            await exchange.respond(
+                message,
+                receive,
+                send,
+                instance_id=self._instance_id,
+                heartbeat_s=self._http_limits.heartbeat_s,
+                register=self._exchanges,
+            )
+        finally:
+            self._in_flight -= 1
+            self._wake_if_idle()
+
+    def _take_answers(self, message: Decoded, session: Session | None) -> Decoded | None:
+        """Hand answers to the callbacks that wait for them; return what is left of the message."""
+        if type(message) is Batch:
+            left = tuple(item for item in message.items if not _is_answer(item))
+            for item in message.items:
+                self._take_answers(item, session)
+            return Batch(left) if left else None
+        if not _is_answer(message):
+            return message
+        exchange = self._exchanges.get(exchange_key(message.id))
+        if exchange is None or exchange.session is not session:
+            self.unmatched_answers += 1
+            _log.debug("dropped an answer to %r, which no callback waits for", message.id)
+        else:
+            exchange.take([message])
+        return None
+
+    # ---- sessions -----------------------------------------------------------------------------------
+
+    def _find_session(self, query: bytes) -> tuple[Session, Served] | None:
+        ids = parse_qs(query.decode("ascii", "replace"), max_num_fields=16).get("sessionId", [])
+        return self._sessions.get(ids[0]) if len(ids) == 1 else None
+
+    async def _post_lines(self, session: Session, receive: Receive, send: Send) -> None:
+        """Take a session's messages, one a line; what they bring about goes to its stream."""
+        body = await _read_body(receive, self._http_limits.max_body_bytes)
+        if body is None:
+            await _refuse(send, 413, f"the body is longer than {self._http_limits.max_body_bytes} bytes")
+            return
+        frames = LineFramer(self._http_limits.max_body_bytes).feed(body + b"\n")
+        try:
+            await session.deliver(frames, len(body))
+        except trio.BrokenResourceError:
+            await _refuse(send, 404, "the session is over: open another one")
+            return
+        await send_accepted(send)
+
+    async def _open_session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._stopping.is_set():
+            await _refuse(send, 503, "shutting down", headers=[(b"retry-after", b"1")])
+            return
+        client = scope.get("client")
+        served = self._service.new_session(client[0] if client else None)
+        session = Session(send)
+        headers = [*SSE_HEADERS, (INSTANCE_HEADER, self._instance_id)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._sessions[session.id] = session, served
+        opening = {"endpoint": f"/?sessionId={session.id}", "extensions": sorted(dialects.EXTENSIONS)}
+        try:
+            await session.send_opening(codec.encode_json(opening))
+            with one_exception():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch, receive, session)
+                    if self._http_limits.heartbeat_s:
+                        nursery.start_soon(session.keep_alive, self._http_limits.heartbeat_s)
+                    async with (
+                        open_connection(
+                            session, served.handlers, role=Role.WORKER, limits=self._limits
+                        ) as connection,
+                        trio.open_nursery() as waiting,
+                    ):
+                        waiting.start_soon(self._end_wait_when_stopping, waiting.cancel_scope)
+                        await connection.wait_lost()
+                        waiting.cancel_scope.cancel(reason="the session is over")
+                    nursery.cancel_scope.cancel(reason="the session is over")
+        except (OSError, trio.BrokenResourceError):
+            _log.debug("a session ended: its client is gone")
+        finally:
+            session.end()
+            for exchange in [each for each in self._exchanges.values() if each.session is session]:
+                exchange.end_with_session()
+            del self._sessions[session.id]
+            self._wake_if_idle()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _end_wait_when_stopping(self, scope: trio.CancelScope) -> None:
+        await self._stopping.wait()
+        scope.cancel(reason="the endpoint is stopping")
+
+    async def _watch(self, receive: Receive, session: Session) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        session.end()
+
+    def _wake_if_idle(self) -> None:
+        if not (self._in_flight or self._sessions):
+            self._idle.unpark_all()
+
+    def __repr__(self) -> str:
+        return f"<HttpEndpoint: {self._in_flight} requests in flight, {len(self._sessions)} sessions>"
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """A request's whole body; None where it is longer. It is received to its end in any case."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body") and len(body) <= max_bytes:
+        return body
+    pieces, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise trio.BrokenResourceError("the client went away while it sent its request")
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size <= max_bytes:
+            pieces.append(piece)
+        else:
+            pieces.clear()
+    return b"".join(pieces) if size <= max_bytes else None
+
+
+@lru_cache(maxsize=256)
+def _accepts_both(accept: bytes) -> bool:
+    """Whether an Accept header takes JSON as well as an event stream."""
+    accepted: set[bytes] = set()
+    for part in accept.lower().split(b","):
+        media_range, *parameters = [piece.strip() for piece in part.split(b";")]
+        if not any(piece.startswith(b"q=") and not piece[2:].strip(b"0.") for piece in parameters):
+            accepted.add(media_range)
+    return bool(accepted & {b"*/*", b"application/*", JSON}) and bool(
+        accepted & {b"*/*", b"text/*", b"text/event-stream"}
+    )
+
+
+def _is_answer(message: Decoded) -> TypeGuard[Success | Failure | Malformed]:
+    return type(message) in (Success, Failure) or (type(message) is Malformed and message.is_response)
+
+
+def _id_of(message: Decoded) -> RequestId | None:
+    return message.id if type(message) is Request else None
+
+
+async def _refuse(
+    send: Send,
+    status: int,
+    why: str | ErrorObject,
+    *,
+    id_: RequestId | None = None,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Answer with an error status, and with what is wrong as a JSON-RPC error, which runtimes show."""
+    if isinstance(why, str):
+        why = ErrorObject(ErrorCode.INVALID_REQUEST, why)
+    await send_json(send, status, codec.encode_failure(why, id_), headers)
+
+
+async def _refuse_kind(kind: str, receive: Receive, send: Send) -> None:
+    """Answer what is not an HTTP request: nothing is to be done at start and stop, and there are no sockets."""
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+    elif kind == "lifespan":
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
