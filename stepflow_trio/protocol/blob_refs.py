@@ -1,40 +1,37 @@
-"""Blob references: ``{"$blob": id, "blobType"?: …, "size"?: n}`` in the place of data (docs/protocol.md, section 6).
+"""Blob references: ``{"$blob": id, "blobType"?, "size"?}`` where data would be (docs/protocol.md, section 6).
 
-Who fetches and stores the blobs is another matter: here stands what a reference is, where references are,
-and which data are to be replaced by one.
+Who stores and fetches the blobs is another matter. Here stands what a reference is, where in data there are
+some, and which data are to be replaced by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 from msgspec import Struct
 
 from stepflow_trio.protocol import blobs, codec
 
-BLOB_REF_KEY = "$blob"
-
 MAX_ROUNDS = 8
-"""Content may hold references again, so many times over."""
+"""A blob's content may hold references itself, and so on, so many times over."""
 
-_KEYS = frozenset((BLOB_REF_KEY, "blobType", "size"))
-
-_Trail = tuple["_Trail", "str | int"] | tuple[()]
+_REF = "$blob"
+_KEYS = frozenset((_REF, "blobType", "size"))
 
 
 class BlobRef(Struct, frozen=True, kw_only=True):
     """What stands for a blob's content."""
 
     blob_id: str
-    """64 hex digits."""
+    """64 lower-case hex digits."""
     blob_type: str = blobs.DATA
     size: int | None = None
-    """Bytes of the content, as whoever wrote the reference says."""
+    """Bytes of the content as JSON; whoever wrote the reference says so."""
 
     def to_json(self) -> dict[str, Any]:
-        """The reference as it is written: ``data`` is the type that is not named."""
-        written: dict[str, Any] = {BLOB_REF_KEY: self.blob_id}
+        """The reference as it is written: ``data`` is the type that needs no name."""
+        written: dict[str, Any] = {_REF: self.blob_id}
         if self.blob_type != blobs.DATA:
             written["blobType"] = self.blob_type
         if self.size is not None:
@@ -43,45 +40,87 @@ class BlobRef(Struct, frozen=True, kw_only=True):
 
 
 class Place(Struct, frozen=True):
-    """Where a reference stands: ``container[key]``."""
+    """A place in data, of which ``ref`` says what stood there when it was found."""
 
     container: dict[str, Any] | list[Any]
     key: str | int
-    ref: BlobRef
-    trail: Any
+    outer: Place | None
+    """Where the container stands; None where that is the outermost."""
+    ref: BlobRef | None = None
 
     @property
     def path(self) -> tuple[str | int, ...]:
-        """Field names and indices that lead here from the container that was searched first."""
-        parts: list[str | int] = [self.key]
-        trail: _Trail = self.trail
-        while trail:
-            trail, part = trail
-            parts.append(part)
+        """Field names and indices, beginning below the outermost container."""
+        parts: list[str | int] = []
+        at = self
+        while at.outer is not None:
+            parts.append(at.key)
+            at = at.outer
         return tuple(reversed(parts))
 
-    def replace(self, content: Any) -> Iterator[Place]:
-        """Put content in the reference's place; return where there are references in it."""
-        cast("dict[str | int, Any]", self.container)[self.key] = content
-        return _search(content, self.container, self.key, self.trail)
+    def put(self, value: Any) -> None:
+        """Replace what stands here, in the data themselves."""
+        cast("dict[str | int, Any]", self.container)[self.key] = value
 
 
-def blob_ref(value: Any) -> BlobRef | None:
+def read_ref(value: Any) -> BlobRef | None:
     """The reference that ``value`` is; None where it is data.
 
-    An object with further keys is data, and so is one with what is no blob id, no type of blobs or no size.
+    An object with a key that references do not have is data: it would be lost. So is one whose id, type or
+    size is none.
     """
-    if type(value) is not dict or BLOB_REF_KEY not in value:
+    if type(value) is not dict or _REF not in value:
         return None
     fields = cast("dict[str, Any]", value)
-    id_, type_, size = fields[BLOB_REF_KEY], fields.get("blobType"), fields.get("size")
+    id_, type_, size = fields[_REF], fields.get("blobType", blobs.DATA), fields.get("size")
     blob_id = blobs.normalize_blob_id(id_) if type(id_) is str else None
     blob_type = blobs.normalize_blob_type(type_) if type(type_) is str else None
-    if (
-        blob_id is None
-        or (blob_type is None and type_ is not None)
-        or not (size is None or (type(size) is int and size >= 0))
-        or not fields.keys() <= _KEYS
-    ):
+    is_size = size is None or (type(size) is int and size >= 0)
+    if blob_id is None or blob_type is None or not is_size or not fields.keys() <= _KEYS:
         return None
-    return BlobRef(blob_id=blob_id, blob_type=blob_type or blobs.DATA, size=size)
+    return BlobRef(blob_id=blob_id, blob_type=blob_type, size=size)
+
+
+def root_place(value: Any) -> Place:
+    """The place of a whole value, from which on ``find_refs`` searches."""
+    return Place([value], 0, None)
+
+
+def find_refs(start: Place) -> Iterator[Place]:
+    """Every place of a reference in what stands at ``start``, itself included.
+
+    What a reference stands for may be put in its place meanwhile; it is not searched.
+    """
+    pending = [start]
+    while pending:
+        at = pending.pop()
+        value: Any = cast("Any", at.container)[at.key]
+        if (ref := read_ref(value)) is not None:
+            yield Place(at.container, at.key, at.outer, ref)
+        elif type(value) is dict:
+            fields = cast("dict[str, Any]", value)
+            pending.extend(
+                Place(fields, key, at) for key, item in fields.items() if type(item) in (dict, list)
+            )
+        elif type(value) is list:
+            items = cast("list[Any]", value)
+            pending.extend(
+                Place(items, index, at) for index, item in enumerate(items) if type(item) in (dict, list)
+            )
+
+
+def large_fields(output: Any, threshold: int) -> dict[str, bytes]:
+    """Which fields of an object are longer than ``threshold`` bytes as JSON, each with that JSON text.
+
+    None are where ``output`` is no dict, or ``threshold`` is 0. References are left as they are.
+
+    Raises:
+        LocalProtocolError: a field is no JSON.
+    """
+    if type(output) is not dict or threshold <= 0:
+        return {}
+    large: dict[str, bytes] = {}
+    for key, value in cast("dict[str, Any]", output).items():
+        if read_ref(value) is None and len(text := codec.encode_json(value)) > threshold:
+            large[key] = text
+    return large

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, cast, final
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
 from stepflow_trio.protocol.json_types import json_type
@@ -55,6 +55,8 @@ _ANSWER_BEGINS = re.compile(
 )
 _ANSWER_WITHOUT_ID_BEGINS = re.compile(rb'\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"(?:result|error)"\s*:')
 _ID_ENDS = re.compile(rb',\s*"id"\s*:\s*([0-9]{1,16})\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\Z')
+_METHOD_BEGINS = re.compile(rb'\{"jsonrpc":"2\.0","method":("(?:[^"\\]|\\.)*")')
+_OWN_ID_ENDS = re.compile(rb',"id":(-?[0-9]+|"(?:[^"\\]|\\.)*"|null)\}\Z')
 _BYTE_OFFSET = re.compile(r"\(byte (\d+)\)")
 
 _PARAMS_TYPES: tuple[type[object], ...] = (dict, list, UnsetType)
@@ -230,6 +232,24 @@ def _message(value: Any) -> bytes:
 def encode_batch(frames: list[bytes]) -> bytes:
     """The frames as one array, in their order. It nests one level deeper than they do."""
     return b"[" + b",".join(frames) + b"]"
+
+
+@final
+class Outline(Struct, frozen=True):
+    """What a frame is, without what it says: ``method`` is None for an answer, ``id`` for a notification."""
+
+    method: str | None
+    id: RequestId | None
+
+
+def outline(frame: bytes) -> Outline:
+    """What a frame is that the functions above have written; its payload is not decoded."""
+    begins = _METHOD_BEGINS.match(frame)
+    id_ends = _OWN_ID_ENDS.match(frame, at) if (at := frame.rfind(b',"id":')) >= 0 else None
+    return Outline(
+        None if begins is None else _decode(begins[1]),
+        None if id_ends is None else _decode(id_ends[1]),
+    )
 
 
 def encode_json(value: Any) -> bytes:

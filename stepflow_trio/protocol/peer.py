@@ -28,6 +28,7 @@ from stepflow_trio.protocol.batches import BATCHES_FULL, MAX_BATCHED_BYTES, Batc
 from stepflow_trio.protocol.lines import FrameRejected
 from stepflow_trio.protocol.messages import (
     Batch,
+    Decoded,
     ErrorObject,
     Failure,
     Malformed,
@@ -187,8 +188,8 @@ class Unanswerable(Struct, frozen=True):
     error: StepflowError
 
 
-Arrival: TypeAlias = bytes | FrameRejected | Unanswerable
-"""What a link can bring: a frame, bytes that are none, or that a call has failed on its way."""
+Arrival: TypeAlias = bytes | FrameRejected | Unanswerable | Decoded
+"""What a link can bring: a frame, or what it was decoded to; bytes that are none; a call's end on its way."""
 
 
 class Peer:
@@ -391,11 +392,11 @@ class Peer:
 
     # ---- the peer's side ----------------------------------------------------------------------------
 
-    def receive(self, arrival: Arrival | Message | Malformed | Batch) -> list[Event]:
+    def receive(self, arrival: Arrival) -> list[Event]:
         """Take what has arrived; return what follows from it, in order. Never raises."""
         return [*self.events(arrival)]
 
-    def events(self, arrival: Arrival | Message | Malformed | Batch) -> Iterator[Event]:
+    def events(self, arrival: Arrival) -> Iterator[Event]:
         """As :meth:`receive`, but an event is found out when it is asked for.
 
         Whoever acts on each event before asking for the next one is never told what that act has made
@@ -420,7 +421,8 @@ class Peer:
             yield CallLost(call, arrival.error) if type(call) is Call else call
             return
         else:
-            message = cast("Message | Malformed | Batch", arrival)
+            # Not narrowed by itself: `bytes` could have subclasses.
+            message = cast("Decoded", arrival)
         if type(message) is Malformed and (begun := self._answers_begun(arrival, frame, message)):
             for id_ in begun:
                 yield self._settle_with_error(id_, message.error, garbled=True)

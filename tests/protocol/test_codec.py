@@ -382,3 +382,27 @@ def test_what_is_larger_than_we_would_read_is_not_sent() -> None:
 def test_no_result_at_all_is_not_sent() -> None:
     with pytest.raises(LocalProtocolError, match="UNSET"):
         codec.encode_success(UNSET, 1)
+
+
+AWKWARD = st.recursive(
+    st.sampled_from([None, 1, "x", ',"id":7}', '"', "\\", ',\\"id\\":"a"}', "id"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "method", "a"]), inner),
+    max_leaves=6,
+)
+IDS = st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
+
+
+@given(method=st.text(max_size=10), params=st.dictionaries(st.text(max_size=3), AWKWARD), id_=IDS)
+def test_the_outline_of_our_own_frames_is_that_of_the_decoded_message(
+    method: str, params: Any, id_: int | str
+) -> None:
+    assert codec.outline(codec.encode_request(method, params, id_)) == codec.Outline(method, id_)
+    assert codec.outline(codec.encode_notification(method, params)) == codec.Outline(method, None)
+    assert codec.outline(codec.encode_success(params, id_)) == codec.Outline(None, id_)
+    error = ErrorObject(1, method, params)
+    assert codec.outline(codec.encode_failure(error, id_)) == codec.Outline(None, id_)
+    assert codec.outline(codec.encode_failure(error, None)) == codec.Outline(None, None)
+
+
+def test_the_outline_of_a_notification_without_params() -> None:
+    assert codec.outline(codec.encode_notification("x", UNSET)) == codec.Outline("x", None)

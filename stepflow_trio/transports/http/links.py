@@ -1,0 +1,150 @@
+"""How a runtime reaches a worker over HTTP: with plain POSTs, or in a session."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal, Protocol, TypeAlias
+
+import trio
+
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.engine.link import Link
+from stepflow_trio.errors import ConnectionLost, RemoteProtocolError
+from stepflow_trio.protocol import codec, dialects
+from stepflow_trio.protocol.sse import escape_non_ascii
+from stepflow_trio.transports.http.client import HttpClient, open_http_client
+from stepflow_trio.transports.http.events import EventStream, Opening
+from stepflow_trio.transports.http.limits import HttpClientLimits
+from stepflow_trio.transports.http.post_link import PostLink
+from stepflow_trio.transports.http.security import SecretStr
+from stepflow_trio.transports.http.session_link import SessionLink
+from stepflow_trio.transports.http.urls import HttpUrl
+
+SessionMode: TypeAlias = Literal["never", "auto", "always"]
+"""Whether to open a session: ``auto`` does where the worker has sessions in which lines may be sent, and
+``always`` wherever it has any. Both fall back to plain POSTs. A session belongs to one instance of the worker:
+behind a balancer it needs one that keeps to it."""
+
+
+class HttpLink(Link, Protocol):
+    """A link over HTTP."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether new calls should go over a new link, since what was agreed on over this one may not hold."""
+        ...
+
+
+@asynccontextmanager
+async def open_http_link(
+    url: str | HttpUrl,
+    *,
+    capabilities: Mapping[str, Any],
+    sessions: SessionMode = "auto",
+    limits: HttpClientLimits | None = None,
+    tls: ssl.SSLContext | None = None,
+    bearer: SecretStr | None = None,
+) -> AsyncGenerator[HttpLink]:
+    """Reach the worker at ``url`` for as long as the block lasts; leaving it closes every connection.
+
+    Args:
+        url: the worker's endpoint.
+        capabilities: what the runtime says of itself, repeated with every request.
+        sessions: whether to open a session.
+        limits: the bounds of the client.
+        tls: how to check the server, for ``https``.
+        bearer: the token to authenticate with.
+
+    Raises:
+        ConnectionLost: the worker cannot be reached; only where a session is tried.
+        RemoteProtocolError: it opens a session, but not as the specification says.
+    """
+    limits = limits or HttpClientLimits()
+    said = escape_non_ascii(codec.encode_json(dict(capabilities)))
+    headers = [(b"stepflow-capabilities", said)]
+    async with open_http_client(url, limits=limits, tls=tls, bearer=bearer) as client:
+        if sessions != "never":
+            async with _open_session(client, headers, limits) as opened:
+                if opened is not None and (sessions == "always" or dialects.BATCH in opened[1].extensions):
+                    stream, opening = opened
+                    target = _session_target(opening)
+                    if dialects.BATCH in opening.extensions:
+                        yield SessionLink(
+                            client,
+                            target=target,
+                            headers=headers,
+                            stream=stream,
+                            max_post_bytes=limits.max_body_bytes,
+                        )
+                    else:
+                        async with _open_post_link(client, target, headers, limits, stream) as link:
+                            yield link
+                    return
+        async with _open_post_link(client, "/", headers, limits, None) as link:
+            yield link
+
+
+@asynccontextmanager
+async def _open_session(
+    client: HttpClient, headers: list[tuple[bytes, bytes]], limits: HttpClientLimits
+) -> AsyncGenerator[tuple[EventStream, Opening] | None]:
+    """Open a session; None where the worker has none."""
+    asked = [(b"accept", b"text/event-stream"), *headers]
+    async with client.request("GET", "/runtime/events", headers=asked) as response:
+        content_type = (response.get(b"content-type") or b"").split(b";")[0].strip().lower()
+        if response.status == 200 and content_type == b"text/event-stream":
+            stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
+            yield stream, await stream.read_opening()
+            return
+        await response.read(limits.max_header_bytes)
+        if response.status not in (404, 405, 406, 501):
+            raise RemoteProtocolError(f"the worker refused a session: HTTP {response.status}")
+    yield None
+
+
+@asynccontextmanager
+async def _open_post_link(
+    client: HttpClient,
+    target: str,
+    headers: list[tuple[bytes, bytes]],
+    limits: HttpClientLimits,
+    stream: EventStream | None,
+) -> AsyncGenerator[PostLink]:
+    with one_exception():
+        async with trio.open_nursery() as nursery:
+            link = PostLink(
+                client,
+                target=target,
+                headers=headers,
+                nursery=nursery,
+                max_event_bytes=limits.max_event_bytes,
+                has_session=stream is not None,
+            )
+            if stream is not None:
+                nursery.start_soon(_carry, stream, link)
+            try:
+                yield link
+            finally:
+                nursery.cancel_scope.cancel(reason="the link is closed")
+
+
+async def _carry(stream: EventStream, link: PostLink) -> None:
+    """Hand over what a session's stream brings; the link ends with it."""
+    try:
+        while True:
+            link.arrive(*await stream.receive())
+    except ConnectionLost as exc:
+        link.fail(trio.BrokenResourceError(str(exc)))
+
+
+def _session_target(opening: Opening) -> str:
+    """Where to POST to, relative to the worker's URL.
+
+    Raises:
+        RemoteProtocolError: it is on another server.
+    """
+    if not opening.endpoint.startswith("/") or opening.endpoint.startswith("//"):
+        raise RemoteProtocolError(f"the session's endpoint {opening.endpoint!r:.200} is not on this server")
+    return opening.endpoint

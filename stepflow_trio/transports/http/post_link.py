@@ -1,0 +1,315 @@
+"""A link over plain POSTs: each of our requests is an HTTP request of its own (docs/protocol.md, section 4)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard, cast
+
+import trio
+
+from stepflow_trio.engine.link import Arrival
+from stepflow_trio.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    ErrorCode,
+    LossReason,
+    Overloaded,
+    RemoteProtocolError,
+    StepflowError,
+)
+from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.dialects import TransportKind
+from stepflow_trio.protocol.messages import (
+    Decoded,
+    ErrorObject,
+    Failure,
+    Malformed,
+    Notification,
+    Request,
+    RequestId,
+    Success,
+)
+from stepflow_trio.protocol.peer import CANCEL_REQUEST, Unanswerable
+from stepflow_trio.protocol.sse import EventParser, EventRejected
+from stepflow_trio.transports.http.client import HttpClient, HttpResponse
+
+Headers = list[tuple[bytes, bytes]]
+
+END_OF_STREAM_S = 1.0
+"""After its answer, an event stream should end at once. One that does not costs its connection."""
+
+MAX_ERROR_BYTES = 64 * 2**10
+"""Read of the body of an answer that is an error of HTTP."""
+
+_MAX_QUOTED_CHARS = 200
+
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Of a proxy or a server in trouble: another attempt may succeed. Other statuses stay what they are."""
+
+_log = logging.getLogger("stepflow_trio.transports")
+
+
+class PostLink:
+    """Carries each request in an exchange of its own, a task of ``nursery``.
+
+    What a worker calls back while it works comes as events on the answer; our answers to that go as POSTs
+    with the instance id of the answer. A cancellation (``$/cancelRequest``) closes the connection that carries
+    the request, and whatever was called back because of it is cancelled here. A request that fails on its way
+    fails alone: the link goes on.
+
+    Args:
+        client: how to reach the worker.
+        target: where to POST to, relative to the worker's URL.
+        headers: sent with every POST.
+        nursery: where exchanges run; their owner cancels it when it closes the link.
+        max_event_bytes: the longest event read.
+        has_session: whether callbacks come on a session's stream, and not with the answers.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        *,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        nursery: trio.Nursery,
+        max_event_bytes: int,
+        has_session: bool = False,
+    ) -> None:
+        self._has_session = has_session
+        self._client = client
+        self._target = target
+        self._headers: Headers = [
+            (b"content-type", b"application/json"),
+            (b"accept", b"application/json, text/event-stream"),
+            *headers,
+        ]
+        self._nursery = nursery
+        self._max_event_bytes = max_event_bytes
+        self._arrived: deque[Arrival] = deque()
+        self._readable = trio.lowlevel.ParkingLot()
+        self._scopes: dict[RequestId, trio.CancelScope] = {}
+        self._asked_back: dict[RequestId, tuple[RequestId, bytes | None]] = {}
+        self._failure: BaseException | None = None
+        self.instance_id: bytes | None = None
+        """The instance that answered last, where it said so."""
+        self.is_suspect = False
+        """Whether the worker could not be reached, or another instance answers in its place: what was agreed
+        on in ``initialize`` is then not known there."""
+
+    @property
+    def kind(self) -> TransportKind:
+        """HTTP."""
+        return "http"
+
+    # ---- what the engine does -----------------------------------------------------------------------
+
+    async def receive(self) -> Sequence[Arrival]:
+        """Wait for what answers and event streams bring; see :class:`~stepflow_trio.engine.link.Link`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._arrived and self._failure is None:
+            await self._readable.park()
+        if not self._arrived:
+            raise cast("BaseException", self._failure)
+        arrived = [*self._arrived]
+        self._arrived.clear()
+        return arrived
+
+    async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
+        """Start an exchange for each frame; see :class:`~stepflow_trio.engine.link.Link`. Never waits."""
+        for frame in frames:
+            self._send(frame)
+        progressed()
+
+    async def aclose(self) -> None:
+        """Cancel all exchanges; see :class:`~stepflow_trio.engine.link.Link`."""
+        self.fail(trio.ClosedResourceError("this link is closed"))
+        for scope in [*self._scopes.values()]:
+            scope.cancel(reason="the link is closed")
+        await trio.lowlevel.checkpoint()
+
+    def fail(self, failure: BaseException) -> None:
+        """End the link: what has arrived can still be received, then ``failure`` is raised."""
+        if self._failure is None:
+            self._failure = failure
+        self._readable.unpark_all()
+
+    def arrive(self, *arrivals: Arrival) -> None:
+        """Hand over what has come."""
+        self._arrived.extend(arrivals)
+        self._readable.unpark()
+
+    # ---- what is sent -------------------------------------------------------------------------------
+
+    def _send(self, frame: bytes) -> None:
+        if self._failure is not None:
+            raise trio.BrokenResourceError("the link is over") from self._failure
+        what = codec.outline(frame)
+        if what.method is None:
+            self._nursery.start_soon(self._answer_back, cast("RequestId", what.id), frame)
+        elif what.id is not None:
+            scope = self._scopes[what.id] = trio.CancelScope()
+            self._nursery.start_soon(self._exchange, what.id, what.method, frame, scope)
+        elif what.method == CANCEL_REQUEST:
+            notification = cast("Notification", codec.decode(frame))
+            id_ = cast("dict[str, Any]", notification.params)["id"]
+            if id_ in self._scopes:
+                self._scopes[id_].cancel(reason="the caller has given the request up")
+        else:
+            self._nursery.start_soon(self._notify, what.method, frame)
+
+    async def _exchange(self, id_: RequestId, method: str, frame: bytes, scope: trio.CancelScope) -> None:
+        end = Unanswerable(id_, ConnectionLost(LossReason.LOCAL_CLOSE, "the request was given up"))
+        callbacks: list[RequestId] = []
+        try:
+            with scope:
+                async with self._client.request(
+                    "POST", self._target, headers=self._headers, body=frame
+                ) as response:
+                    if await self._read_answer(response, id_, method, callbacks):
+                        return
+                    detail = "the worker's event stream ended before the answer came"
+                    end = Unanswerable(id_, ConnectionLost(LossReason.STREAM_ERROR, detail))
+        except StepflowError as exc:
+            if isinstance(exc, ConnectFailed):
+                self.is_suspect = True
+            end = Unanswerable(id_, exc)
+        finally:
+            del self._scopes[id_]
+            for callback in callbacks:  # what a request called back ends with it
+                if self._asked_back.pop(callback, None):
+                    self.arrive(Notification(CANCEL_REQUEST, {"id": callback}))
+        self.arrive(end)
+
+    async def _answer_back(self, callback: RequestId, frame: bytes) -> None:
+        """Send our answer to what the worker asked while it was at a request of ours."""
+        if callback not in self._asked_back and not self._has_session:
+            return  # what asked for it is over
+        cause, instance_id = self._asked_back.pop(callback, (None, None))
+        headers = [(b"stepflow-instance-id", instance_id)] if instance_id else []
+        problem = await self._post_one_way(frame, headers)
+        if problem is None:
+            return
+        _log.warning("an answer to %.80r did not reach the worker: %s", callback, problem)
+        if cause is not None and (scope := self._scopes.get(cause)):
+            # The component would wait for it for ever.
+            detail = f"an answer to what the component asked did not reach it: {problem}"
+            self.arrive(Unanswerable(cause, ConnectionLost(LossReason.STREAM_ERROR, detail)))
+            scope.cancel(reason="its callback cannot be answered")
+
+    async def _notify(self, method: str, frame: bytes) -> None:
+        problem = await self._post_one_way(frame, [])
+        if problem is not None:
+            _log.warning("notification %s did not reach the worker: %s", method, problem)
+
+    async def _post_one_way(self, frame: bytes, headers: Headers) -> str | None:
+        """POST what gets no answer; return what went wrong, if anything did."""
+        try:
+            async with self._client.request(
+                "POST", self._target, headers=[*self._headers, *headers], body=frame
+            ) as response:
+                body = await response.read(MAX_ERROR_BYTES)
+        except StepflowError as exc:
+            return str(exc)
+        return None if response.status < 300 else _shown(response.status, body)
+
+    # ---- what comes ---------------------------------------------------------------------------------
+
+    async def _read_answer(
+        self, response: HttpResponse, id_: RequestId, method: str, callbacks: list[RequestId]
+    ) -> bool:
+        """Hand over what a response brings. False where it ends without the answer.
+
+        Raises:
+            StepflowError: the request has failed; there will be no answer.
+        """
+        content_type = (response.get(b"content-type") or b"").split(b";")[0].strip().lower()
+        if response.status == 200 and content_type == b"text/event-stream":
+            return await self._read_events(response, id_, callbacks)
+        body = await response.read(None if response.status == 200 else MAX_ERROR_BYTES)
+        if response.status == 202 or (not body and response.status < 300):
+            message = f"the worker took {method} for something that needs no answer (HTTP {response.status})"
+            raise RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE)
+        message = _answer_in(body, id_, is_error=response.status >= 400)
+        if message is None:
+            raise _http_error(response, method, body)
+        self.arrive(message)
+        return True
+
+    async def _read_events(self, response: HttpResponse, id_: RequestId, callbacks: list[RequestId]) -> bool:
+        instance_id = response.get(b"stepflow-instance-id")
+        if instance_id is not None:
+            if self.instance_id not in (None, instance_id):
+                self.is_suspect = True
+            self.instance_id = instance_id
+        parser = EventParser(self._max_event_bytes)
+        while chunk := await response.receive_some():
+            for event in parser.feed(chunk):
+                if type(event) is EventRejected:
+                    raise RemoteProtocolError(event.detail, code=ErrorCode.GARBLED_MESSAGE)
+                message = codec.decode(event.data)
+                if type(message) is Request:
+                    self._asked_back[message.id] = id_, instance_id
+                    callbacks.append(message.id)
+                elif _answers_another(message, id_):
+                    _log.warning("the worker answered %.80r on the stream of %r", message.id, id_)
+                    continue
+                self.arrive(message)
+                if _is_answer(message):
+                    with trio.move_on_after(END_OF_STREAM_S):
+                        # Its end makes the connection fit for the next request.
+                        while await response.receive_some():
+                            pass
+                    return True
+        return False
+
+
+def _is_answer(message: Decoded) -> TypeGuard[Success | Failure | Malformed]:
+    return type(message) in (Success, Failure) or (type(message) is Malformed and message.is_response)
+
+
+def _answers_another(message: Decoded, id_: RequestId) -> TypeGuard[Success | Failure | Malformed]:
+    return _is_answer(message) and message.id != id_
+
+
+def _answer_in(body: bytes, id_: RequestId, *, is_error: bool) -> Success | Failure | Malformed | None:
+    """The answer to ``id_`` that a response's body holds; None where a status of HTTP is all that it says.
+
+    Public workers answer what they refuse with an error without its id, or without anything else around it.
+    """
+    message = codec.decode(body)
+    if (type(message) is Success or type(message) is Failure) and message.id == id_:
+        return message
+    if type(message) is Failure and message.id is None:
+        return Failure(message.error, id_)
+    if is_error:
+        try:
+            value: Any = json.loads(body)
+            error: Any = value["error"]
+            return Failure(ErrorObject(int(error["code"]), str(error["message"]), error.get("data")), id_)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+    detail = message.error.data if type(message) is Malformed else "it answers another request"
+    error = ErrorObject(ErrorCode.GARBLED_MESSAGE, "not an answer to this request", detail)
+    return Malformed(error, id_, is_response=True)
+
+
+def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowError:
+    """What a status without a JSON-RPC answer means for the request."""
+    said = f"the worker refused {method}: {_shown(response.status, body)}"
+    if response.status in (429, 503):
+        seconds = response.get(b"retry-after") or b""
+        data = {"retry_after_s": float(seconds)} if seconds.isdigit() else None
+        return Overloaded(ErrorCode.OVERLOADED, said, data, method=method)
+    if response.status in _TRANSIENT_STATUSES:
+        return ConnectionLost(LossReason.STREAM_ERROR, said)
+    return RemoteProtocolError(said, data={"status": response.status})
+
+
+def _shown(status: int, body: bytes) -> str:
+    text = body[: 4 * _MAX_QUOTED_CHARS].decode("utf-8", "replace").strip()
+    text = "".join(character if character.isprintable() else " " for character in text)[:_MAX_QUOTED_CHARS]
+    return f"HTTP {status}{': ' if text else ''}{text}"
