@@ -137,6 +137,12 @@ class HttpEndpoint:
         if scope["type"] != "http":
             await _refuse_kind(scope["type"], receive, send)
             return
+        try:
+            await self._serve(scope, receive, send)
+        except (OSError, trio.BrokenResourceError) as exc:
+            _log.debug("a client went away before its answer was sent: %r", exc)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
         path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if method == "POST" and path == "/":
@@ -287,7 +293,11 @@ class HttpEndpoint:
         headers = [*SSE_HEADERS, (INSTANCE_HEADER, self._instance_id)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sessions[session.id] = session, served
-        opening = {"endpoint": f"/?sessionId={session.id}", "extensions": sorted(dialects.EXTENSIONS)}
+        opening = {
+            "endpoint": f"/?sessionId={session.id}",
+            "extensions": sorted(dialects.EXTENSIONS),
+            "heartbeatS": self._http_limits.heartbeat_s,
+        }
         try:
             await session.send_opening(codec.encode_json(opening))
             with one_exception():
@@ -305,8 +315,6 @@ class HttpEndpoint:
                         await connection.wait_lost()
                         waiting.cancel_scope.cancel(reason="the session is over")
                     nursery.cancel_scope.cancel(reason="the session is over")
-        except (OSError, trio.BrokenResourceError):
-            _log.debug("a session ended: its client is gone")
         finally:
             session.end()
             for exchange in [each for each in self._exchanges.values() if each.session is session]:

@@ -24,8 +24,8 @@ from stepflow_trio.transports.http.urls import HttpUrl
 
 SessionMode: TypeAlias = Literal["never", "auto", "always"]
 """Whether to open a session: ``auto`` does where the worker has sessions in which lines may be sent, and
-``always`` wherever it has any. Both fall back to plain POSTs. A session belongs to one instance of the worker:
-behind a balancer it needs one that keeps to it."""
+``always`` wherever it has any. Both fall back to plain POSTs. A session belongs to one instance of the
+worker: a balancer must keep to that."""
 
 
 class HttpLink(Link, Protocol):
@@ -33,7 +33,7 @@ class HttpLink(Link, Protocol):
 
     @property
     def is_suspect(self) -> bool:
-        """Whether new calls should go over a new link, since what was agreed on over this one may not hold."""
+        """Whether new calls should go over a new link: what was agreed on over this one may not hold."""
         ...
 
 

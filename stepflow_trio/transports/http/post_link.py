@@ -1,4 +1,4 @@
-"""A link over plain POSTs: each of our requests is an HTTP request of its own (docs/protocol.md, section 4)."""
+"""A link over plain POSTs: each of our requests is one of HTTP, too (docs/protocol.md, section 4)."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class PostLink:
     """Carries each request in an exchange of its own, a task of ``nursery``.
 
     What a worker calls back while it works comes as events on the answer; our answers to that go as POSTs
-    with the instance id of the answer. A cancellation (``$/cancelRequest``) closes the connection that carries
-    the request, and whatever was called back because of it is cancelled here. A request that fails on its way
-    fails alone: the link goes on.
+    with the instance id of the answer. A cancellation (``$/cancelRequest``) closes the connection that
+    carries the request, and whatever was called back because of it is cancelled here. A request that fails
+    on its way fails alone: the link goes on.
 
     Args:
         client: how to reach the worker.
