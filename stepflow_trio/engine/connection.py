@@ -28,7 +28,7 @@ from stepflow_trio.errors import (
     LossReason,
     RpcError,
 )
-from stepflow_trio.protocol.messages import Batch, Malformed, Message, Notification, RequestId
+from stepflow_trio.protocol.messages import Notification, RequestId
 from stepflow_trio.protocol.methods import Method, NotificationMethod
 from stepflow_trio.protocol.peer import (
     Answered,
@@ -260,7 +260,7 @@ class Connection:
 
     # ---- what arrives -------------------------------------------------------------------------------
 
-    def take(self, arrivals: Sequence[Arrival | Message | Malformed | Batch]) -> None:
+    def take(self, arrivals: Sequence[Arrival]) -> None:
         """Act on what has come from the peer, frames or what they were decoded to. Never raises."""
         self._frames_received += len(arrivals)
         for arrival in arrivals:
@@ -416,6 +416,11 @@ class Connection:
     async def wait_outgoing(self) -> None:
         """Wait until there may be something to send, or the connection is over."""
         await self._outbox.wait_for_frames()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every request of the peer's is answered, though not every answer may have been sent."""
+        return not (self._running or self._waiting)
 
     @property
     def is_idle(self) -> bool:

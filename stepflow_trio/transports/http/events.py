@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import msgspec
 import trio
@@ -57,7 +56,7 @@ class EventStream:
             event = self._events.pop(0)
             if isinstance(event, ServerEvent) and event.type == "endpoint":
                 try:
-                    opening = msgspec.convert(cast("Any", codec.decode_json(event.data)), Opening)
+                    opening = msgspec.convert(codec.decode_json(event.data), Opening)
                 except ValueError as exc:
                     message = f"the first event of the session cannot be read: {exc}"
                     raise RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE) from exc

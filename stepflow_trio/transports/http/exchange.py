@@ -76,12 +76,19 @@ class Exchange(Connection):
             with one_exception():
                 async with trio.open_nursery() as nursery:
                     self.run_in(nursery)
-                    nursery.start_soon(self._watch, receive)
+                    # A handler that waits for nothing is done after a turn or two, and needs no watching.
+                    for _ in range(2):
+                        await trio.lowlevel.checkpoint()
+                        if self.is_settled:
+                            break
+                    else:
+                        nursery.start_soon(self._watch, receive)
                     try:
                         await self._send_as_it_comes(frames, answer, heartbeat_s)
                     except OSError as exc:
                         self.lose(LossReason.PEER_CLOSED, f"the client went away: {exc!r}")
-                    nursery.cancel_scope.cancel(reason="the answer is sent")
+                    if nursery.child_tasks:
+                        nursery.cancel_scope.cancel(reason="the answer is sent")
         finally:
             del register[self.key]
             self.lose(LossReason.LOCAL_CLOSE, "the request is over")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -18,7 +18,7 @@ from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.events import EventStream, Opening
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.post_link import PostLink
-from stepflow_trio.transports.http.security import SecretStr
+from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.session_link import SessionLink
 from stepflow_trio.transports.http.urls import HttpUrl
 
@@ -46,6 +46,7 @@ async def open_http_link(
     limits: HttpClientLimits | None = None,
     tls: ssl.SSLContext | None = None,
     bearer: SecretStr | None = None,
+    connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
 ) -> AsyncGenerator[HttpLink]:
     """Reach the worker at ``url`` for as long as the block lasts; leaving it closes every connection.
 
@@ -56,6 +57,7 @@ async def open_http_link(
         limits: the bounds of the client.
         tls: how to check the server, for ``https``.
         bearer: the token to authenticate with.
+        connect: opens a stream to the worker, where that is not a connection to the address in ``url``.
 
     Raises:
         ConnectionLost: the worker cannot be reached; only where a session is tried.
@@ -64,7 +66,7 @@ async def open_http_link(
     limits = limits or HttpClientLimits()
     said = escape_non_ascii(codec.encode_json(dict(capabilities)))
     headers = [(b"stepflow-capabilities", said)]
-    async with open_http_client(url, limits=limits, tls=tls, bearer=bearer) as client:
+    async with open_http_client(url, limits=limits, tls=tls, bearer=bearer, connect=connect) as client:
         if sessions != "never":
             async with _open_session(client, headers, limits) as opened:
                 if opened is not None and (sessions == "always" or dialects.BATCH in opened[1].extensions):
@@ -93,7 +95,7 @@ async def _open_session(
     """Open a session; None where the worker has none."""
     asked = [(b"accept", b"text/event-stream"), *headers]
     async with client.request("GET", "/runtime/events", headers=asked) as response:
-        content_type = (response.get(b"content-type") or b"").split(b";")[0].strip().lower()
+        content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
         if response.status == 200 and content_type == b"text/event-stream":
             stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
             yield stream, await stream.read_opening()

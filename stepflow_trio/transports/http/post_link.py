@@ -226,21 +226,21 @@ class PostLink:
         Raises:
             StepflowError: the request has failed; there will be no answer.
         """
-        content_type = (response.get(b"content-type") or b"").split(b";")[0].strip().lower()
+        content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
         if response.status == 200 and content_type == b"text/event-stream":
             return await self._read_events(response, id_, callbacks)
         body = await response.read(None if response.status == 200 else MAX_ERROR_BYTES)
         if response.status == 202 or (not body and response.status < 300):
             message = f"the worker took {method} for something that needs no answer (HTTP {response.status})"
             raise RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE)
-        message = _answer_in(body, id_, is_error=response.status >= 400)
+        message = _answer_in(body, id_, is_error=response.status >= 300)
         if message is None:
             raise _http_error(response, method, body)
         self.arrive(message)
         return True
 
     async def _read_events(self, response: HttpResponse, id_: RequestId, callbacks: list[RequestId]) -> bool:
-        instance_id = response.get(b"stepflow-instance-id")
+        instance_id = response.headers.get(b"stepflow-instance-id")
         if instance_id is not None:
             if self.instance_id not in (None, instance_id):
                 self.is_suspect = True
@@ -301,7 +301,7 @@ def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowErr
     """What a status without a JSON-RPC answer means for the request."""
     said = f"the worker refused {method}: {_shown(response.status, body)}"
     if response.status in (429, 503):
-        seconds = response.get(b"retry-after") or b""
+        seconds = response.headers.get(b"retry-after") or b""
         data = {"retry_after_s": float(seconds)} if seconds.isdigit() else None
         return Overloaded(ErrorCode.OVERLOADED, said, data, method=method)
     if response.status in _TRANSIENT_STATUSES:

@@ -60,7 +60,7 @@ class SessionLink:
         """Wait for events; see :class:`~stepflow_trio.engine.link.Link`."""
         if self._closed:
             raise trio.ClosedResourceError("this link is closed")
-        with self._receiving:
+        with trio.CancelScope() as self._receiving:
             try:
                 return await self._stream.receive()
             except ConnectionLost as exc:

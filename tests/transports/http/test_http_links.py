@@ -1,0 +1,596 @@
+"""Our runtime's end of HTTP: calls over plain POSTs and over sessions, against our endpoint and others'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from test_http_endpoint import Stage
+
+from stepflow_trio.engine import Handlers, LinkConnection, RequestContext, open_connection
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.errors import (
+    CallFailed,
+    CallTimeout,
+    ConnectionLost,
+    Overloaded,
+    RemoteProtocolError,
+)
+from stepflow_trio.protocol import dialects
+from stepflow_trio.protocol.peer import Role
+from stepflow_trio.transports.http.asgi import AsgiApp, Receive, Scope, Send
+from stepflow_trio.transports.http.h11_connection import serve_connection
+from stepflow_trio.transports.http.h11_state import ServerState
+from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
+from stepflow_trio.transports.http.links import HttpLink, SessionMode, open_http_link
+from stepflow_trio.transports.http.post_link import PostLink
+from stepflow_trio.transports.http.session_link import SessionLink
+
+both_ways = pytest.mark.parametrize("sessions", ["never", "auto"])
+
+
+class Server:
+    """An ASGI application behind our h11 host, in memory; counts its connections."""
+
+    def __init__(self, app: AsgiApp, nursery: trio.Nursery) -> None:
+        self._state = ServerState(app, HttpServerLimits())
+        self._nursery = nursery
+        self.open_connections = 0
+        self.refuses = False
+
+    async def connect(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        if self.refuses:
+            raise ConnectionRefusedError("nobody listens there")
+        near, far = trio.testing.memory_stream_pair()
+        self._nursery.start_soon(self._serve, far)
+        return near
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        self.open_connections += 1
+        try:
+            await serve_connection(stream, self._state)
+        finally:
+            self.open_connections -= 1
+
+
+@asynccontextmanager
+async def open_link(
+    app: AsgiApp, sessions: SessionMode = "never", limits: HttpClientLimits | None = None
+) -> AsyncGenerator[tuple[HttpLink, Server]]:
+    capabilities = dialects.write_capabilities()
+    with one_exception():
+        async with trio.open_nursery() as nursery:
+            server = Server(app, nursery)
+            async with open_http_link(
+                "http://worker.test",
+                capabilities=capabilities,
+                sessions=sessions,
+                limits=limits,
+                connect=server.connect,
+            ) as link:
+                yield link, server
+            nursery.cancel_scope.cancel()
+
+
+def offered(asked: list[Any] | None = None) -> Handlers:
+    handlers = Handlers()
+
+    async def put_blob(params: Any, _context: RequestContext) -> dict[str, str]:
+        await trio.lowlevel.checkpoint()
+        if asked is not None:
+            asked.append(params["data"])
+        return {"blob_id": "b" * 64}
+
+    handlers.on_raw_request("blobs/put", put_blob)
+    return handlers
+
+
+@asynccontextmanager
+async def open_stage(
+    stage: Stage, sessions: SessionMode, handlers: Handlers | None = None
+) -> AsyncGenerator[tuple[LinkConnection, Server]]:
+    """A runtime's connection to the stage's worker, initialized."""
+    async with (
+        open_link(stage.endpoint, sessions) as (link, server),
+        open_connection(link, handlers or offered(), role=Role.RUNTIME) as connection,
+    ):
+        assert isinstance(link, PostLink if sessions == "never" else SessionLink)
+        result = await connection.call("initialize", dialects.write_initialize_params(None))
+        connection.peer_extensions = dialects.read_initialize_result(result, "http").extensions
+        await connection.notify("initialized", {})
+        yield connection, server
+
+
+async def execute(
+    connection: LinkConnection, component: str, timeout_s: float | None = None, **input_: Any
+) -> Any:
+    params = {
+        "component": component,
+        "input": input_,
+        "attempt": 1,
+        "observability": {"step_id": "s", "run_id": "r"},
+    }
+    return (await connection.call("components/execute", params, timeout_s=timeout_s))["output"]
+
+
+@both_ways
+async def test_calls_are_answered_in_any_order_at_once(
+    sessions: SessionMode, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage = Stage()
+    async with open_stage(stage, sessions) as (connection, _), trio.open_nursery() as nursery:
+
+        async def add(n: int) -> None:
+            assert await execute(connection, "/add", a=n, b=n) == 2 * n
+
+        async def wait() -> None:
+            assert await execute(connection, "/wait", text="ä€😀") == "ä€😀"
+
+        nursery.start_soon(wait)
+        await stage.started.wait()
+        async with trio.open_nursery() as adding:
+            for n in range(100):
+                adding.start_soon(add, n)
+        stage.release.set()
+
+
+@both_ways
+async def test_callbacks_and_progress_reach_the_runtime(
+    sessions: SessionMode, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage = Stage()
+    asked: list[Any] = []
+    handlers = offered(asked)
+    reports: list[Any] = []
+
+    def hear(params: Any, _: object) -> None:
+        reports.append(params["progress"])
+        stage.release.set()
+
+    handlers.on_raw_notification("progress_update", hear)
+    async with open_stage(stage, sessions, handlers) as (connection, _):
+        assert await execute(connection, "/ask", text="ä€😀") == "b" * 64
+        assert await execute(connection, "/report") == "done"
+    assert asked == [{"text": "ä€😀"}]
+    assert reports == [0.5]
+
+
+@both_ways
+async def test_an_error_keeps_its_code_and_data(sessions: SessionMode) -> None:
+    async with open_stage(Stage(), sessions) as (connection, _):
+        with pytest.raises(CallFailed) as caught:
+            await execute(connection, "/fail")
+        assert (caught.value.code, caught.value.message, caught.value.data) == (
+            -32111,
+            "no",
+            {"why": "because"},
+        )
+        assert await execute(connection, "/add", a=1, b=2) == 3
+
+
+@both_ways
+async def test_a_caller_that_gives_up_leaves_at_once_and_its_component_is_cancelled(
+    sessions: SessionMode, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage = Stage()
+    async with open_stage(stage, sessions) as (connection, _):
+        began = trio.current_time()
+        with pytest.raises(CallTimeout):
+            await execute(connection, "/wait", timeout_s=5)
+        assert trio.current_time() - began == pytest.approx(5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.log == ["cancelled"]
+        assert connection.abandoned_calls == frozenset()
+        assert await execute(connection, "/add", a=1, b=2) == 3
+
+
+@both_ways
+async def test_a_caller_that_gives_up_during_a_callback_cancels_the_callback_too(
+    sessions: SessionMode, autojump_clock: trio.testing.MockClock
+) -> None:
+    stage = Stage()
+    asked = trio.Event()
+    ended: list[str] = []
+
+    async def put_blob(_params: Any, _context: RequestContext) -> Any:
+        asked.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("callback")
+
+    handlers = Handlers()
+    handlers.on_raw_request("blobs/put", put_blob)
+    async with open_stage(stage, sessions, handlers) as (connection, _):
+        with pytest.raises(CallTimeout):
+            await execute(connection, "/ask", timeout_s=5, text="x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert asked.is_set()
+        assert ended == ["callback"]
+        assert stage.log == ["ask ended"]
+
+
+@both_ways
+async def test_leaving_the_block_ends_every_connection(sessions: SessionMode) -> None:
+    stage = Stage()
+    async with trio.open_nursery() as nursery:
+        async with open_stage(stage, sessions) as (connection, server):
+            await execute(connection, "/add", a=1, b=2)
+            assert server.open_connections
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.open_connections == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_hundred_cancelled_posts_leave_the_pool_usable(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage()
+    async with open_stage(stage, "never") as (connection, server):
+
+        async def give_up(after_s: float) -> None:
+            with trio.move_on_after(after_s):
+                await execute(connection, "/wait")
+
+        async with trio.open_nursery() as nursery:
+            for n in range(100):
+                nursery.start_soon(give_up, 1 + n / 100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.log == ["cancelled"] * 100
+        assert server.open_connections <= 2
+        assert await execute(connection, "/add", a=1, b=2) == 3
+
+
+async def test_lines_that_pile_up_while_a_post_is_in_flight_go_with_the_next_one() -> None:
+    stage = Stage()
+    posts: list[int] = []
+
+    async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            posts.append(1)
+        await stage.endpoint(scope, receive, send)
+
+    async with (
+        open_link(counting, "auto") as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.call("initialize", dialects.write_initialize_params(None))
+        await connection.notify("initialized", {})
+        posts.clear()
+        async with trio.open_nursery() as nursery:
+            for n in range(500):
+                nursery.start_soon(lambda n=n: execute(connection, "/add", a=n, b=1))
+        assert len(posts) < 20
+
+
+async def test_a_session_ends_with_its_stream(autojump_clock: trio.testing.MockClock) -> None:
+    stage = Stage()
+    async with open_stage(stage, "auto") as (connection, _):
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(ConnectionLost):
+                    await execute(connection, "/wait")
+
+            nursery.start_soon(wait)
+            await stage.started.wait()
+            stage.endpoint.stop()
+        loss = await connection.wait_lost()
+        assert "session" in str(loss)
+
+
+async def test_a_worker_that_cannot_be_reached_fails_the_call_and_makes_the_link_suspect() -> None:
+    async with (
+        open_link(Stage().endpoint) as (link, server),
+        open_connection(link, Handlers(), role=Role.RUNTIME) as connection,
+    ):
+        server.refuses = True
+        with pytest.raises(ConnectionLost, match="nobody listens there"):
+            await execute(connection, "/add", a=1, b=2)
+        assert link.is_suspect
+        assert connection.loss is None
+        server.refuses = False
+        assert await execute(connection, "/add", a=1, b=2) == 3
+
+
+# ---- other people's workers -------------------------------------------------------------------------
+
+
+def answering(
+    status: int, body: bytes, content_type: bytes = b"application/json", *headers: tuple[bytes, bytes]
+) -> AsgiApp:
+    """Answers every POST so, with the id of the request in the place of ``ID``."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        content = body.replace(b"ID", json.dumps(request.get("id")).encode())
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", content_type), *headers],
+            }
+        )
+        await send({"type": "http.response.body", "body": content})
+
+    return app
+
+
+async def call(app: AsgiApp, *, limits: HttpClientLimits | None = None) -> Any:
+    async with (
+        open_link(app, limits=limits) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.notify("initialized", {})
+        return await connection.call("m")
+
+
+SSE = b"text/event-stream"
+
+
+@pytest.mark.parametrize(("content_type", "body"), [
+    (b"application/json", b'{"jsonrpc":"2.0","id":ID,"result":42}'),
+    (b"text/plain", b'{"jsonrpc":"2.0","id":ID,"result":42}'),
+    (SSE, b'data: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE, b'data:{"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE, b'data: {"jsonrpc":"2.0","id":ID,"result":42}\r\n\r\n'),
+    (SSE, b'data: {"jsonrpc":"2.0",\ndata: "id":ID,"result":42}\n\n'),
+    (SSE, b': hello\n\nevent: message\nid: 7\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE, b'data: {"jsonrpc":"2.0","id":"another","result":1}\n\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE, b'data: garbage\n\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE + b"; charset=utf-8", b'data: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+])  # fmt: skip
+async def test_whatever_the_standards_allow_is_read(content_type: bytes, body: bytes) -> None:
+    assert await call(answering(200, body, content_type)) == 42
+
+
+@pytest.mark.parametrize(("status", "body"), [
+    (200, b'{"jsonrpc":"2.0","id":ID,"error":{"code":-32005,"message":"gone"}}'),
+    (400, b'{"jsonrpc":"2.0","id":ID,"error":{"code":-32005,"message":"gone"}}'),
+    (500, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32005,"message":"gone"}}'),
+    (400, b'{"error":{"code":-32005,"message":"gone"}}'),
+])  # fmt: skip
+async def test_a_json_rpc_error_is_the_answer_whatever_the_status_and_whatever_is_missing(
+    status: int, body: bytes
+) -> None:
+    with pytest.raises(CallFailed, match="gone") as caught:
+        await call(answering(status, body))
+    assert caught.value.code == -32005
+
+
+@pytest.mark.parametrize(("status", "kind", "words"), [
+    (401, RemoteProtocolError, "HTTP 401"),
+    (404, RemoteProtocolError, "HTTP 404"),
+    (307, RemoteProtocolError, "HTTP 307"),
+    (500, ConnectionLost, "HTTP 500"),
+    (502, ConnectionLost, "HTTP 502"),
+    (503, Overloaded, "HTTP 503"),
+])  # fmt: skip
+async def test_a_bare_status_says_whether_another_attempt_may_succeed(
+    status: int, kind: type[Exception], words: str
+) -> None:
+    headers = (b"retry-after", b"7"), (b"location", b"http://elsewhere.test/")
+    with pytest.raises(kind, match=words) as caught:
+        await call(answering(status, b"<h1>\x1b[31mno</h1>", b"text/html", *headers))
+    assert "\x1b" not in str(caught.value)
+    if isinstance(caught.value, Overloaded):
+        assert caught.value.retry_after_s == 7
+
+
+@pytest.mark.parametrize(("status", "content_type", "body"), [
+    (202, b"application/json", b""),
+    (202, b"application/json", b'""'),
+    (200, b"application/json", b""),
+    (200, b"application/json", b"{"),
+    (200, b"application/json", b'{"jsonrpc":"2.0","id":"another","result":1}'),
+    (200, b"text/html", b"<h1>Welcome</h1>"),
+])  # fmt: skip
+async def test_what_is_no_answer_fails_the_call(status: int, content_type: bytes, body: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        await call(answering(status, body, content_type))
+
+
+@pytest.mark.parametrize("body", [b"", b": ping\n\n", b'data: {"jsonrpc":"2.0","id":ID,"result":42}'])
+async def test_a_stream_that_ends_before_the_answer_is_a_transport_error(body: bytes) -> None:
+    with pytest.raises(ConnectionLost, match="ended before the answer"):
+        await call(answering(200, body, SSE))
+
+
+async def test_an_event_over_the_limit_fails_its_call() -> None:
+    body = b'data: {"jsonrpc":"2.0","id":ID,"result":"' + b"x" * 5000 + b'"}\n\n'
+    with pytest.raises(RemoteProtocolError, match="1000"):
+        await call(answering(200, body, SSE), limits=HttpClientLimits(max_event_bytes=1000))
+
+
+async def test_an_answer_over_the_limit_fails_its_call() -> None:
+    body = b'{"jsonrpc":"2.0","id":ID,"result":"' + b"x" * 5000 + b'"}'
+    with pytest.raises(ConnectionLost, match="1000"):
+        await call(answering(200, body), limits=HttpClientLimits(max_body_bytes=1000))
+
+
+async def test_a_stream_goes_back_to_the_pool_when_it_ends_after_its_answer() -> None:
+    stage = Stage()
+    async with open_stage(stage, "never") as (connection, server):
+        for _ in range(5):
+            await execute(connection, "/ask", text="x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.open_connections <= 3
+
+
+async def test_a_stream_that_goes_on_after_its_answer_delays_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        if "id" not in request:
+            await answering(202, b"")(_scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        event = b'data: {"jsonrpc":"2.0","id":%d,"result":1}\n\n' % request["id"]
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with (
+        open_link(app) as (link, server),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        began = trio.current_time()
+        assert await connection.call("m") == 1
+        assert trio.current_time() == began
+        await trio.sleep(1.5)
+        assert server.open_connections == 0
+
+
+async def test_a_callback_that_cannot_be_answered_fails_its_request() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        if "method" not in request or request["method"] == "initialized":
+            await answering(500, b"")(scope, _once(request), send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        event = b'data: {"jsonrpc":"2.0","id":"cb","method":"blobs/put","params":{"data":1}}\n\n'
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with pytest.raises(ConnectionLost, match="HTTP 500"):
+        await call(app)
+
+
+def _once(request: Any) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def receive() -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        return {"type": "http.request", "body": json.dumps(request).encode()}
+
+    return receive
+
+
+async def test_answers_to_callbacks_carry_the_instance_id() -> None:
+    seen: list[tuple[str | None, bytes | None]] = []
+    stage = Stage(instance_id="instance-1")
+
+    async def spying(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        request = json.loads(message["body"])
+        seen.append((request.get("method"), dict(scope["headers"]).get(b"stepflow-instance-id")))
+        unread = [message]
+
+        async def again() -> Any:
+            return unread.pop() if unread else await receive()
+
+        await stage.endpoint(scope, again, send)
+
+    async with (
+        open_link(spying) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.notify("initialized", {})
+        await execute(connection, "/ask", text="x")
+    assert ("components/execute", None) in seen
+    assert (None, b"instance-1") in seen
+
+
+# ---- sessions of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("sessions", ["auto", "always"])
+async def test_without_sessions_plain_posts_do(status: int, sessions: SessionMode) -> None:
+    stage = Stage()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/runtime/events":
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await stage.endpoint(scope, receive, send)
+
+    async with (
+        open_link(app, sessions) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        assert isinstance(link, PostLink)
+        assert await execute(connection, "/add", a=1, b=2) == 3
+
+
+async def test_a_session_without_lines_answers_in_responses_and_calls_back_on_the_stream() -> None:
+    stage = Stage()
+
+    async def older(scope: Scope, receive: Receive, send: Send) -> None:
+        """Our endpoint, as a worker that knows nothing of lines would have it."""
+
+        async def without_extensions(message: Any) -> None:
+            if b"event: endpoint" in message.get("body", b""):
+                data = json.loads(message["body"].split(b"data: ")[1])
+                message["body"] = b'event: endpoint\ndata: {"endpoint":"%s"}\n\n' % data["endpoint"].encode()
+            await send(message)
+
+        await stage.endpoint(scope, receive, without_extensions)
+
+    asked: list[Any] = []
+    async with (
+        open_link(older, "always") as (link, _),
+        open_connection(link, offered(asked), role=Role.RUNTIME) as connection,
+    ):
+        assert isinstance(link, PostLink)
+        await connection.call("initialize", dialects.write_initialize_params(None))
+        await connection.notify("initialized", {})
+        assert await execute(connection, "/ask", text="x") == "b" * 64
+        assert asked == [{"text": "x"}]
+        stage.endpoint.stop()
+        loss = await connection.wait_lost()
+        assert "session" in str(loss)
+    stage = Stage()
+    async with open_link(older, "auto") as (link, _):
+        assert isinstance(link, PostLink)
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"endpoint":"http://elsewhere.test/"}', b'{"endpoint":"//elsewhere.test/"}', b"{}", b"x"]
+)
+async def test_a_session_that_leads_elsewhere_is_refused(data: bytes) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        event = b"event: endpoint\ndata: " + data + b"\n\n"
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await trio.sleep_forever()
+
+    with pytest.raises(RemoteProtocolError):
+        async with open_link(app, "always"):
+            pytest.fail("it was accepted")
+
+
+async def test_a_session_without_its_first_event_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
+        await trio.sleep_forever()
+
+    with pytest.raises(RemoteProtocolError):
+        async with open_link(app, "auto"):
+            pytest.fail("it was accepted")
+
+
+async def test_a_session_whose_heartbeats_stop_is_over(autojump_clock: trio.testing.MockClock) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        data = b'{"endpoint":"/?sessionId=a","extensions":["batch"],"heartbeatS":15}'
+        event = b"event: endpoint\ndata: " + data + b"\n\n: ping\n\n"
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await trio.sleep_forever()
+
+    async with (
+        open_link(app, "auto") as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        began = trio.current_time()
+        loss = await connection.wait_lost()
+        assert "brought nothing for 45 s" in str(loss)
+        assert trio.current_time() - began == pytest.approx(45)
