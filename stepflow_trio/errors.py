@@ -14,8 +14,11 @@ Tree::
     │   └── InputInvalid, OutputInvalid    in ``stepflow_trio.worker``: what does not fit, and its JSON path
     ├── CallTimeout                no answer within the time given (method, after_s)
     ├── ConnectionLost             the connection ended while it was needed (reason)
+    │   ├── ConnectFailed          there could be none, so that nothing was sent (origin, why)
     │   └── WorkerExited           because the worker's process ended (returncode, stderr)
     ├── SpawnFailed                a worker's process could not be started (command)
+    ├── BindFailed                 a server cannot listen where it was told to (bind)
+    ├── UrlRefused                 a URL that a peer named is not requested (origin)
     ├── FlowInvalid                a flow cannot be run as written (diagnostics)
     ├── PathInvalid                a JSON path is not written as one (path, why)
     ├── ConfigError                a configuration file cannot be used as written (place)
@@ -33,12 +36,14 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "BindFailed",
     "BlobNotFound",
     "CallCancelled",
     "CallFailed",
     "CallTimeout",
     "ComponentError",
     "ConfigError",
+    "ConnectFailed",
     "ConnectionLost",
     "ErrorCode",
     "FlowInvalid",
@@ -53,6 +58,7 @@ __all__ = [
     "RunFailed",
     "SpawnFailed",
     "StepflowError",
+    "UrlRefused",
     "WorkerExited",
 ]
 
@@ -236,6 +242,21 @@ class ConnectionLost(StepflowError):
         return f"connection lost ({self.reason.value}){': ' + self.detail if self.detail else ''}"
 
 
+class ConnectFailed(ConnectionLost):
+    """No connection to ``origin`` could be made; ``why`` says what stood in its way.
+
+    Nothing was sent, so that whatever was to be sent may be sent to another server.
+    """
+
+    def __init__(self, origin: str, why: str) -> None:
+        super().__init__(LossReason.STREAM_ERROR, why)
+        self.origin = origin
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot connect to {self.origin}: {self.why}"
+
+
 class WorkerExited(ConnectionLost):
     """The worker's process ended by itself.
 
@@ -275,6 +296,33 @@ class SpawnFailed(StepflowError):
 
     def __str__(self) -> str:
         return f"cannot start worker {self.command!r}: {self.why}"
+
+
+class BindFailed(StepflowError):
+    """A server cannot listen at ``bind``; ``why`` says what stands in its way."""
+
+    def __init__(self, bind: str, why: str) -> None:
+        super().__init__(bind, why)
+        self.bind = bind
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.bind}: {self.why}"
+
+
+class UrlRefused(StepflowError):
+    """A URL that a peer named is not requested; ``why`` says what forbids it and what would be allowed.
+
+    ``origin`` is its scheme, host and port; empty where it cannot be read as a URL.
+    """
+
+    def __init__(self, origin: str, why: str) -> None:
+        super().__init__(origin, why)
+        self.origin = origin
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.origin} is not requested: {self.why}" if self.origin else self.why
 
 
 class FlowInvalid(StepflowError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import trio
@@ -66,7 +67,9 @@ async def open_http_link(
     limits = limits or HttpClientLimits()
     said = escape_non_ascii(codec.encode_json(dict(capabilities)))
     headers = [(b"stepflow-capabilities", said)]
-    async with open_http_client(url, limits=limits, tls=tls, bearer=bearer, connect=connect) as client:
+    to_worker = partial(open_http_client, url, limits=limits, tls=tls, bearer=bearer, connect=connect)
+    # Apart, or requests that wait for the answers to their callbacks could take every connection there is.
+    async with to_worker() as client, to_worker() as short_client:
         if sessions != "never":
             async with _open_session(client, headers, limits) as opened:
                 if opened is not None and (sessions == "always" or dialects.BATCH in opened[1].extensions):
@@ -74,17 +77,19 @@ async def open_http_link(
                     target = _session_target(opening)
                     if dialects.BATCH in opening.extensions:
                         yield SessionLink(
-                            client,
+                            short_client,
                             target=target,
                             headers=headers,
                             stream=stream,
                             max_post_bytes=limits.max_body_bytes,
                         )
                     else:
-                        async with _open_post_link(client, target, headers, limits, stream) as link:
+                        async with _open_post_link(
+                            client, short_client, target, headers, limits, stream
+                        ) as link:
                             yield link
                     return
-        async with _open_post_link(client, "/", headers, limits, None) as link:
+        async with _open_post_link(client, short_client, "/", headers, limits, None) as link:
             yield link
 
 
@@ -109,6 +114,7 @@ async def _open_session(
 @asynccontextmanager
 async def _open_post_link(
     client: HttpClient,
+    short_client: HttpClient,
     target: str,
     headers: list[tuple[bytes, bytes]],
     limits: HttpClientLimits,
@@ -118,6 +124,7 @@ async def _open_post_link(
         async with trio.open_nursery() as nursery:
             link = PostLink(
                 client,
+                short_client,
                 target=target,
                 headers=headers,
                 nursery=nursery,

@@ -62,6 +62,7 @@ class PostLink:
 
     Args:
         client: how to reach the worker.
+        short_client: the same, for what gets no answer; it never waits for a request to end.
         target: where to POST to, relative to the worker's URL.
         headers: sent with every POST.
         nursery: where exchanges run; their owner cancels it when it closes the link.
@@ -72,6 +73,7 @@ class PostLink:
     def __init__(
         self,
         client: HttpClient,
+        short_client: HttpClient,
         *,
         target: str,
         headers: Sequence[tuple[bytes, bytes]],
@@ -81,6 +83,7 @@ class PostLink:
     ) -> None:
         self._has_session = has_session
         self._client = client
+        self._short_client = short_client
         self._target = target
         self._headers: Headers = [
             (b"content-type", b"application/json"),
@@ -208,7 +211,7 @@ class PostLink:
     async def _post_one_way(self, frame: bytes, headers: Headers) -> str | None:
         """POST what gets no answer; return what went wrong, if anything did."""
         try:
-            async with self._client.request(
+            async with self._short_client.request(
                 "POST", self._target, headers=[*self._headers, *headers], body=frame
             ) as response:
                 body = await response.read(MAX_ERROR_BYTES)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from test_http_endpoint import Stage
+from link_stage import execute, offered, open_link, open_stage
+from worker_stage import Stage
 
-from stepflow_trio.engine import Handlers, LinkConnection, RequestContext, open_connection
-from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.engine import Handlers, RequestContext, open_connection
 from stepflow_trio.errors import (
     CallFailed,
     CallTimeout,
@@ -24,99 +23,11 @@ from stepflow_trio.errors import (
 from stepflow_trio.protocol import dialects
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.http.asgi import AsgiApp, Receive, Scope, Send
-from stepflow_trio.transports.http.h11_connection import serve_connection
-from stepflow_trio.transports.http.h11_state import ServerState
-from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
-from stepflow_trio.transports.http.links import HttpLink, SessionMode, open_http_link
+from stepflow_trio.transports.http.limits import HttpClientLimits
+from stepflow_trio.transports.http.links import SessionMode
 from stepflow_trio.transports.http.post_link import PostLink
-from stepflow_trio.transports.http.session_link import SessionLink
 
 both_ways = pytest.mark.parametrize("sessions", ["never", "auto"])
-
-
-class Server:
-    """An ASGI application behind our h11 host, in memory; counts its connections."""
-
-    def __init__(self, app: AsgiApp, nursery: trio.Nursery) -> None:
-        self._state = ServerState(app, HttpServerLimits())
-        self._nursery = nursery
-        self.open_connections = 0
-        self.refuses = False
-
-    async def connect(self) -> trio.abc.Stream:
-        await trio.lowlevel.checkpoint()
-        if self.refuses:
-            raise ConnectionRefusedError("nobody listens there")
-        near, far = trio.testing.memory_stream_pair()
-        self._nursery.start_soon(self._serve, far)
-        return near
-
-    async def _serve(self, stream: trio.abc.Stream) -> None:
-        self.open_connections += 1
-        try:
-            await serve_connection(stream, self._state)
-        finally:
-            self.open_connections -= 1
-
-
-@asynccontextmanager
-async def open_link(
-    app: AsgiApp, sessions: SessionMode = "never", limits: HttpClientLimits | None = None
-) -> AsyncGenerator[tuple[HttpLink, Server]]:
-    capabilities = dialects.write_capabilities()
-    with one_exception():
-        async with trio.open_nursery() as nursery:
-            server = Server(app, nursery)
-            async with open_http_link(
-                "http://worker.test",
-                capabilities=capabilities,
-                sessions=sessions,
-                limits=limits,
-                connect=server.connect,
-            ) as link:
-                yield link, server
-            nursery.cancel_scope.cancel()
-
-
-def offered(asked: list[Any] | None = None) -> Handlers:
-    handlers = Handlers()
-
-    async def put_blob(params: Any, _context: RequestContext) -> dict[str, str]:
-        await trio.lowlevel.checkpoint()
-        if asked is not None:
-            asked.append(params["data"])
-        return {"blob_id": "b" * 64}
-
-    handlers.on_raw_request("blobs/put", put_blob)
-    return handlers
-
-
-@asynccontextmanager
-async def open_stage(
-    stage: Stage, sessions: SessionMode, handlers: Handlers | None = None
-) -> AsyncGenerator[tuple[LinkConnection, Server]]:
-    """A runtime's connection to the stage's worker, initialized."""
-    async with (
-        open_link(stage.endpoint, sessions) as (link, server),
-        open_connection(link, handlers or offered(), role=Role.RUNTIME) as connection,
-    ):
-        assert isinstance(link, PostLink if sessions == "never" else SessionLink)
-        result = await connection.call("initialize", dialects.write_initialize_params(None))
-        connection.peer_extensions = dialects.read_initialize_result(result, "http").extensions
-        await connection.notify("initialized", {})
-        yield connection, server
-
-
-async def execute(
-    connection: LinkConnection, component: str, timeout_s: float | None = None, **input_: Any
-) -> Any:
-    params = {
-        "component": component,
-        "input": input_,
-        "attempt": 1,
-        "observability": {"step_id": "s", "run_id": "r"},
-    }
-    return (await connection.call("components/execute", params, timeout_s=timeout_s))["output"]
 
 
 @both_ways
@@ -342,7 +253,7 @@ SSE = b"text/event-stream"
     (SSE, b'data: {"jsonrpc":"2.0","id":ID,"result":42}\r\n\r\n'),
     (SSE, b'data: {"jsonrpc":"2.0",\ndata: "id":ID,"result":42}\n\n'),
     (SSE, b': hello\n\nevent: message\nid: 7\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
-    (SSE, b'data: {"jsonrpc":"2.0","id":"another","result":1}\n\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
+    (SSE, b'data: {"jsonrpc":"2.0","id":"x","result":1}\n\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
     (SSE, b'data: garbage\n\ndata: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
     (SSE + b"; charset=utf-8", b'data: {"jsonrpc":"2.0","id":ID,"result":42}\n\n'),
 ])  # fmt: skip

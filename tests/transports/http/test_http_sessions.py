@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 from asgi_client import Response, post, request
-from test_http_endpoint import Stage, execute
+from worker_stage import Stage, execute
 
 from stepflow_trio.engine import Limits
 from stepflow_trio.transports.http.limits import HttpServerLimits
