@@ -18,6 +18,7 @@ MAX_ROUNDS = 8
 
 _REF = "$blob"
 _KEYS = frozenset((_REF, "blobType", "size"))
+_CONTAINERS: frozenset[type] = frozenset((dict, list))
 
 
 class BlobRef(Struct, frozen=True, kw_only=True):
@@ -40,23 +41,27 @@ class BlobRef(Struct, frozen=True, kw_only=True):
 
 
 class Place(Struct, frozen=True):
-    """A place in data, of which ``ref`` says what stood there when it was found."""
+    """A place in data."""
 
     container: dict[str, Any] | list[Any]
     key: str | int
     outer: Place | None
-    """Where the container stands; None where that is the outermost."""
-    ref: BlobRef | None = None
+    """Where the container stands; None: it is what :func:`root_place` put around the data."""
 
     @property
     def path(self) -> tuple[str | int, ...]:
-        """Field names and indices, beginning below the outermost container."""
+        """Field names and indices that lead here."""
         parts: list[str | int] = []
         at = self
         while at.outer is not None:
             parts.append(at.key)
             at = at.outer
         return tuple(reversed(parts))
+
+    @property
+    def value(self) -> Any:
+        """What stands here."""
+        return cast("dict[str | int, Any]", self.container)[self.key]
 
     def put(self, value: Any) -> None:
         """Replace what stands here, in the data themselves."""
@@ -82,31 +87,36 @@ def read_ref(value: Any) -> BlobRef | None:
 
 
 def root_place(value: Any) -> Place:
-    """The place of a whole value, from which on ``find_refs`` searches."""
+    """The place of a whole value."""
     return Place([value], 0, None)
 
 
-def find_refs(start: Place) -> Iterator[Place]:
-    """Every place of a reference in what stands at ``start``, itself included.
+def find_refs(start: Place) -> Iterator[tuple[Place, BlobRef]]:
+    """Every reference in what stands at ``start``, itself included, and its place.
 
-    What a reference stands for may be put in its place meanwhile; it is not searched.
+    References are not followed: what one stands for is found once it was put in its place.
     """
     pending = [start]
     while pending:
         at = pending.pop()
-        value: Any = cast("Any", at.container)[at.key]
+        value = at.value
         if (ref := read_ref(value)) is not None:
-            yield Place(at.container, at.key, at.outer, ref)
+            yield at, ref
         elif type(value) is dict:
             fields = cast("dict[str, Any]", value)
             pending.extend(
-                Place(fields, key, at) for key, item in fields.items() if type(item) in (dict, list)
+                Place(fields, key, at) for key, item in fields.items() if type(item) in _CONTAINERS
             )
         elif type(value) is list:
             items = cast("list[Any]", value)
             pending.extend(
-                Place(items, index, at) for index, item in enumerate(items) if type(item) in (dict, list)
+                Place(items, index, at) for index, item in enumerate(items) if type(item) in _CONTAINERS
             )
+
+
+def has_refs(value: Any) -> bool:
+    """Whether there is a reference anywhere in a value."""
+    return next(find_refs(root_place(value)), None) is not None
 
 
 def large_fields(output: Any, threshold: int) -> dict[str, bytes]:

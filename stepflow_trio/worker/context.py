@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -32,6 +32,9 @@ from stepflow_trio.protocol.payloads import (
 )
 from stepflow_trio.worker.outputs import check_output
 
+if TYPE_CHECKING:
+    from stepflow_trio.worker.blob_client import BlobClient  # which a stdio worker does without
+
 MAX_CALLBACKS = 64
 """Calls that one execution may have waiting at once; further ones wait for a place."""
 
@@ -55,8 +58,9 @@ class Context:
 
     Every method that calls the runtime raises :class:`CallFailed` where the runtime refuses,
     :class:`ConnectionLost` where the connection ends, :class:`LocalProtocolError` where the execution is
-    over, and leaves at once when it is cancelled. In a component that runs in a thread, call them through
-    ``trio.from_thread.run``.
+    over, and leaves at once when it is cancelled. Where the runtime has its blobs at a URL, these travel over
+    HTTP, and :class:`CallTimeout` says that nothing is heard from there. In a component that runs in a thread,
+    call them through ``trio.from_thread.run``.
     """
 
     def __init__(
@@ -68,9 +72,11 @@ class Context:
         attempt: int = 1,
         observability: Observability | None = None,
         deadline: float | None = None,
+        blobs: BlobClient | None = None,
     ) -> None:
         self._connection = connection
         self._hello = hello
+        self._blob_client = blobs
         self._observability = observability or Observability()
         self._places: trio.Semaphore | None = None  # made with the first callback: most make none
         self._submissions = 0
@@ -94,6 +100,10 @@ class Context:
             return _current.get()
         except LookupError:
             raise LookupError("no component is running here: there is no current Context") from None
+
+    def use_blobs(self, client: BlobClient) -> None:
+        """Store and read blobs with ``client`` from now on, and not by asking the runtime."""
+        self._blob_client = client
 
     def enter(self) -> contextvars.Token[Context]:
         """Make this the current context of the running task."""
@@ -139,6 +149,11 @@ class Context:
         Raises:
             OutputInvalid: the data are no JSON; the JSON path is named, and nothing was sent.
         """
+        if self._blob_client is not None:
+            async with self._place():
+                if isinstance(data, (bytes, bytearray)):
+                    return await self._blob_client.put_binary(bytes(data))
+                return await self._blob_client.put(data, blob_type or blobs.DATA)
         if isinstance(data, (bytes, bytearray)):
             content = base64.b64encode(data).decode("ascii")
             params = PutBlobParams(data=content, blob_type=blobs.BINARY, observability=self._observability)
@@ -153,6 +168,9 @@ class Context:
         Raises:
             RemoteProtocolError: what came is not what the id stands for.
         """
+        if self._blob_client is not None:
+            async with self._place():
+                return await self._blob_client.get(blob_id)
         result = await self._call(
             methods.BLOBS_GET, GetBlobParams(blob_id=blob_id, observability=self._observability)
         )
@@ -331,14 +349,18 @@ class Context:
     # ---- beneath ------------------------------------------------------------------------------------
 
     async def _call(self, method: Method[ParamsT, ResultT], params: ParamsT) -> ResultT:
+        async with self._place():
+            return await self._connection.call(method, params)
+
+    def _place(self) -> trio.Semaphore:
+        """What to hold while the runtime is asked."""
         if self._is_over:
             raise LocalProtocolError(
                 f"the execution of {self.component} that this Context belongs to is over"
             )
         if self._places is None:
             self._places = trio.Semaphore(MAX_CALLBACKS)
-        async with self._places:
-            return await self._connection.call(method, params)
+        return self._places
 
     async def _flow_id(self, flow: str | Mapping[str, Any]) -> str:
         return flow if isinstance(flow, str) else await self.put_blob(dict(flow), blobs.FLOW)

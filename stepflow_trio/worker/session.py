@@ -7,13 +7,14 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from inspect import isawaitable, iscoroutine
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
 from stepflow_trio.engine import Connection, Handlers, RequestContext
-from stepflow_trio.errors import CallFailed, ErrorCode, RpcError
-from stepflow_trio.protocol import dialects, methods
+from stepflow_trio.errors import CallFailed, ConfigError, ErrorCode, RpcError
+from stepflow_trio.protocol import codec, dialects, methods
+from stepflow_trio.protocol.blob_refs import has_refs
 from stepflow_trio.protocol.dialects import Dialect, Hello, TransportKind
 from stepflow_trio.protocol.paths import PathTable
 from stepflow_trio.protocol.payloads import (
@@ -30,6 +31,9 @@ from stepflow_trio.protocol.payloads import (
 from stepflow_trio.worker.component import Component
 from stepflow_trio.worker.context import Context
 from stepflow_trio.worker.outputs import OutputInvalid, check_output
+
+if TYPE_CHECKING:
+    from stepflow_trio.worker.blob_client import BlobClient, BlobClients
 
 _log = logging.getLogger("stepflow_trio.worker")
 
@@ -49,6 +53,7 @@ class Session:
         debug: bool,
         hello: Hello | None = None,
         client: str | None = None,
+        blob_clients: BlobClients | None = None,
     ) -> None:
         self._components = components
         self._threads = threads
@@ -56,7 +61,10 @@ class Session:
         self._debug = debug
         self.client = client
         """The address that the runtime calls from, where it calls over a network."""
-        self._hello = hello or Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
+        self._blob_clients = blob_clients
+        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
+        if hello is not None:
+            self._meet(hello)
         self.handlers = self._make_handlers()
         """The methods that a worker offers."""
 
@@ -76,9 +84,26 @@ class Session:
         return handlers
 
     def _initialize(self, params: Any, request: RequestContext) -> dict[str, Any]:
-        self._hello = dialects.read_initialize_params(params, self._transport)
+        self._meet(dialects.read_initialize_params(params, self._transport))
         request.connection.peer_extensions = self._hello.extensions
-        return dialects.write_initialize_result(self._hello)
+        return dialects.write_initialize_result(
+            self._hello, supports_blob_refs=self._blob_clients is not None
+        )
+
+    def _meet(self, hello: Hello) -> None:
+        """Rely on what a runtime says of itself from now on.
+
+        Raises:
+            RpcError: −32602, its blobs are at what is no URL.
+        """
+        if self._blob_clients is not None and hello.blob_api_url is not None:
+            from stepflow_trio.transports.http.urls import HttpUrl  # only where there is HTTP at all
+
+            try:
+                HttpUrl.parse(hello.blob_api_url)
+            except ConfigError as exc:
+                raise RpcError(ErrorCode.INVALID_PARAMS, f"blobApiUrl cannot be used: {exc}") from exc
+        self._hello = hello
 
     def _list(self, _params: ListParams, _request: RequestContext) -> ListResult:
         return ListResult([_info_of(component) for component in self._components.values()])
@@ -114,20 +139,32 @@ class Session:
             observability=params.observability,
             deadline=trio.current_time() + timeout_s if isinstance(timeout_s, float) else None,
         )
-        if component.kind == "inline":
-            token = context.enter()
-            try:
-                args, kwargs = component.bind(params.input, context, path_params)
-                return _result(_call_plain(component.fn, args, kwargs))
-            except (Exception, SystemExit) as exc:
-                raise self._failure(exc, component, context) from exc
-            finally:
-                context.leave(token)
-        return self._execute_in_task(component, params.input, context, path_params)
+        has_blob_api = self._blob_clients is not None and self._hello.blob_api_url is not None
+        if component.kind != "inline" or (has_blob_api and has_refs(params.input)):
+            return self._execute_in_task(component, params.input, context, path_params)
+        token = context.enter()
+        try:
+            args, kwargs = component.bind(params.input, context, path_params)
+            output = check_output(_call_plain(component.fn, args, kwargs))
+        except (Exception, SystemExit) as exc:
+            raise self._failure(exc, component, context) from exc
+        finally:
+            context.leave(token)
+        threshold = self._hello.blob_threshold
+        if has_blob_api and threshold and len(codec.encode_json(output)) > threshold:
+            return self._offload(output, self._hello)
+        return ExecuteResult(output)
 
     async def _execute_in_task(
         self, component: Component, input: Any, context: Context, path_params: Mapping[str, str]
     ) -> ExecuteResult:
+        hello = self._hello
+        client = await self._blob_client(hello)
+        if client is not None:
+            from stepflow_trio.worker.blob_refs import resolve_input  # only where there is HTTP at all
+
+            context.use_blobs(client)
+            input = await resolve_input(input, client)
         token = context.enter()
         try:
             args, kwargs = component.bind(input, context, path_params)
@@ -135,16 +172,34 @@ class Session:
                 output = component.fn(*args, **kwargs)
                 if isawaitable(output):  # not where a decorator made a plain function of an async one
                     output = await output
+            elif component.kind == "inline":
+                output = _call_plain(component.fn, args, kwargs)
             else:
                 # A thread cannot be cancelled. It is left behind with its result ignored, and gives its
                 # place in the pool back only when it ends.
                 call = partial(_call_plain, component.fn, args, kwargs)
                 output = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
-            return _result(output)
+            output = check_output(output)
         except (Exception, SystemExit) as exc:
             raise self._failure(exc, component, context) from exc
         finally:
             context.leave(token)
+        return ExecuteResult(output) if client is None else await self._offload(output, hello)
+
+    async def _blob_client(self, hello: Hello) -> BlobClient | None:
+        """How to reach the runtime's blobs, where they are at a URL."""
+        if self._blob_clients is None or hello.blob_api_url is None:
+            return None
+        return await self._blob_clients.client_for(hello.blob_api_url, peer_host=self.client)
+
+    async def _offload(self, output: Any, hello: Hello) -> ExecuteResult:
+        """The result, with its large fields stored as blobs."""
+        client = await self._blob_client(hello)
+        if client is None or not hello.blob_threshold:
+            return ExecuteResult(output)
+        from stepflow_trio.worker.blob_refs import offload_output
+
+        return ExecuteResult(await offload_output(output, client, hello.blob_threshold))
 
     def _failure(self, exc: Exception | SystemExit, component: Component, context: Context) -> RpcError:
         """What the runtime is told: an error that the author meant, or the type and message of any other."""
@@ -195,10 +250,6 @@ def _call_plain(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
             f"trio.from_thread.run(context.put_blob, …), or make the component async"
         )
     return output
-
-
-def _result(output: Any) -> ExecuteResult:
-    return ExecuteResult(check_output(output))
 
 
 def _info_of(component: Component) -> ComponentInfo:

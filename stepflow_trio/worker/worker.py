@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -23,10 +23,13 @@ from stepflow_trio.worker.session import Session
 
 if TYPE_CHECKING:
     from stepflow_trio.protocol.dialects import Hello, TransportKind
+    from stepflow_trio.transports.http.bearer import SecretStr
     from stepflow_trio.transports.http.endpoint import HttpEndpoint
     from stepflow_trio.transports.http.hosting import HttpHost
     from stepflow_trio.transports.http.limits import HttpServerLimits
+    from stepflow_trio.transports.http.outbound_urls import OutboundPolicy
     from stepflow_trio.transports.http.security import HttpSecurity, TlsFiles
+    from stepflow_trio.worker.blob_client import BlobClients
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -175,18 +178,32 @@ class Worker:
                 nursery.cancel_scope.cancel(reason="the runtime hung up")
 
     def http_endpoint(
-        self, *, http_limits: HttpServerLimits | None = None, instance_id: str | None = None
+        self,
+        *,
+        http_limits: HttpServerLimits | None = None,
+        instance_id: str | None = None,
+        blob_clients: BlobClients | None = None,
     ) -> HttpEndpoint:
         """This worker as an ASGI application, for a host of yours that runs on trio.
 
-        It serves every runtime that reaches it: checking who that is, is the host's business;
-        :meth:`open_http` does both.
+        It serves every runtime that reaches it: who may is the host's business; :meth:`open_http` minds that.
+
+        Args:
+            http_limits: the bounds of HTTP that concern the endpoint.
+            instance_id: tells this process from others behind a balancer; random by default.
+            blob_clients: for runtimes that have their blobs at a URL, as those of the public releases from
+                0.10 on do (:func:`stepflow_trio.worker.blob_client.open_blob_clients`). Without them, blobs
+                are asked for with callbacks.
         """
         from stepflow_trio.transports.http.endpoint import HttpEndpoint  # not what a stdio worker waits for
         from stepflow_trio.worker.http_service import HttpService
 
-        service = HttpService(lambda hello, client: self._session("http", hello=hello, client=client))
-        return HttpEndpoint(service, limits=self._limits, http_limits=http_limits, instance_id=instance_id)
+        def new_session(hello: Hello | None, client: str | None) -> Session:
+            return self._session("http", hello=hello, client=client, blob_clients=blob_clients)
+
+        return HttpEndpoint(
+            HttpService(new_session), limits=self._limits, http_limits=http_limits, instance_id=instance_id
+        )
 
     @asynccontextmanager
     async def open_http(
@@ -199,6 +216,8 @@ class Worker:
         tls: TlsFiles | None = None,
         allow_insecure_bind: bool = False,
         http_limits: HttpServerLimits | None = None,
+        blob_urls: OutboundPolicy | None = None,
+        blob_bearers: Mapping[str, SecretStr] | None = None,
     ) -> AsyncGenerator[HttpHost]:
         """Serve runtimes over HTTP for as long as the block lasts; ``url`` of what it yields says where.
 
@@ -214,30 +233,35 @@ class Worker:
             tls: certificate, key, and whose certificates clients must present.
             allow_insecure_bind: listen beyond loopback although everybody may call.
             http_limits: the bounds of HTTP.
+            blob_urls: which URLs of blobs runtimes may name.
+            blob_bearers: tokens for those, by origin, such as ``http://runtime.internal:7837``.
 
         Raises:
             ConfigError: the address, the certificate or the key cannot be used, or everybody could call.
+            BindFailed: the address is taken, or not this machine's.
         """
         from stepflow_trio.transports.http.hosting import open_http_host
         from stepflow_trio.transports.http.limits import HttpServerLimits
+        from stepflow_trio.worker.blob_client import open_blob_clients
 
         limits = http_limits or HttpServerLimits()
-        endpoint = self.http_endpoint(http_limits=limits)
         shown = f"[{host}]" if ":" in host else host
-        async with open_http_host(
-            endpoint,
-            bind=f"{shown}:{port}",
-            host=http_host,
-            # The endpoint drains before its host does, which then has only connections to close.
-            limits=replace(limits, drain_s=0),
-            security=security,
-            tls=tls,
-            allow_insecure_bind=allow_insecure_bind,
-        ) as http:
-            yield http
-            endpoint.stop()
-            with trio.move_on_after(limits.drain_s):
-                await endpoint.wait_idle()
+        async with open_blob_clients(policy=blob_urls, bearers=blob_bearers) as blob_clients:
+            endpoint = self.http_endpoint(http_limits=limits, blob_clients=blob_clients)
+            async with open_http_host(
+                endpoint,
+                bind=f"{shown}:{port}",
+                host=http_host,
+                # The endpoint drains before its host does, which then has only connections to close.
+                limits=replace(limits, drain_s=0),
+                security=security,
+                tls=tls,
+                allow_insecure_bind=allow_insecure_bind,
+            ) as http:
+                yield http
+                endpoint.stop()
+                with trio.move_on_after(limits.drain_s):
+                    await endpoint.wait_idle()
 
     def run_http(
         self,
@@ -249,6 +273,8 @@ class Worker:
         tls: TlsFiles | None = None,
         allow_insecure_bind: bool = False,
         http_limits: HttpServerLimits | None = None,
+        blob_urls: OutboundPolicy | None = None,
+        blob_bearers: Mapping[str, SecretStr] | None = None,
     ) -> None:
         """Serve over HTTP as the main job of this process; see :meth:`open_http` for the arguments.
 
@@ -267,6 +293,8 @@ class Worker:
                     tls=tls,
                     allow_insecure_bind=allow_insecure_bind,
                     http_limits=http_limits,
+                    blob_urls=blob_urls,
+                    blob_bearers=blob_bearers,
                 ) as http:
                     _tell_port(http.port)
                     async for _ in signals:
@@ -279,7 +307,12 @@ class Worker:
         return open_connection(link, session.handlers, role=Role.WORKER, limits=self._limits)
 
     def _session(
-        self, transport: TransportKind, *, hello: Hello | None = None, client: str | None = None
+        self,
+        transport: TransportKind,
+        *,
+        hello: Hello | None = None,
+        client: str | None = None,
+        blob_clients: BlobClients | None = None,
     ) -> Session:
         return Session(
             self._components,
@@ -288,6 +321,7 @@ class Worker:
             debug=self._debug,
             hello=hello,
             client=client,
+            blob_clients=blob_clients,
         )
 
     def __repr__(self) -> str:

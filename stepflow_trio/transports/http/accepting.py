@@ -1,0 +1,118 @@
+"""A server's life around its connections: listeners in, tasks out, an end in order or at once."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import TypeAlias
+
+import trio
+
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.transports.http.limits import HttpServerLimits
+from stepflow_trio.transports.http.request_limits import OpenConnections
+
+ACCEPT_PAUSE_S = 0.1
+"""Before the next try, where there was no descriptor or memory for a connection."""
+
+Address: TypeAlias = tuple[str, int | None]
+"""A host and a port, or the path of a socket and None: as ASGI has it."""
+
+ServeOne: TypeAlias = Callable[[trio.abc.Stream, Address | None, Address | None], Awaitable[None]]
+"""Serves one connection, from the client's address at our own, and closes it."""
+
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+_log = logging.getLogger("stepflow_trio.transports")
+
+
+async def serve_connections(
+    serve: ServeOne,
+    listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+    *,
+    limits: HttpServerLimits,
+    stop: trio.Event,
+    drain: Callable[[], object],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run ``serve`` in a task for each connection to these listeners, which it owns, until ``stop`` is set.
+
+    Then it closes the listeners, calls ``drain``, gives the connections ``limits.drain_s`` to end, cancels
+    them, and returns. Cancelled, it cancels everything at once.
+
+    Raises:
+        OSError: a listener does not work any more.
+    """
+    with one_exception():
+        async with trio.open_nursery() as connections:
+            async with AsyncExitStack() as closing, trio.open_nursery() as accepting:
+                door = _Door(serve, limits, connections)
+                for listener in listeners:
+                    closing.push_async_callback(listener.aclose)
+                    accepting.start_soon(door.accept, listener)
+                task_status.started()
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            drain()
+            connections.cancel_scope.deadline = trio.current_time() + limits.drain_s
+
+
+class _Door:
+    """Lets connections in, as many as there may be."""
+
+    def __init__(self, serve: ServeOne, limits: HttpServerLimits, connections: trio.Nursery) -> None:
+        self._serve = serve
+        self._limits = limits
+        self._connections = connections
+        self._open = OpenConnections(limits)
+
+    async def accept(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        if isinstance(listener, trio.SocketListener):
+            _notice_dead_clients(listener.socket, self._limits.send_timeout_s)
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as exc:
+                if exc.errno not in _OUT_OF_RESOURCES:
+                    raise
+                _log.error("cannot accept a connection: %s; next try in %g s", exc.strerror, ACCEPT_PAUSE_S)
+                await trio.sleep(ACCEPT_PAUSE_S)
+                continue
+            client, server = _addresses(stream)
+            if self._open.admit(client and client[0]):
+                self._connections.start_soon(self._serve_one, stream, client, server)
+            else:
+                await trio.aclose_forcefully(stream)
+
+    async def _serve_one(
+        self, stream: trio.abc.Stream, client: Address | None, server: Address | None
+    ) -> None:
+        try:
+            await self._serve(stream, client, server)
+        finally:
+            self._open.release(client and client[0])
+
+
+def _addresses(stream: trio.abc.Stream) -> tuple[Address | None, Address | None]:
+    """The client's and our own."""
+    if not isinstance(stream, trio.SocketStream):
+        return None, None
+    try:
+        client, server = stream.socket.getpeername(), stream.socket.getsockname()
+    except OSError:
+        return None, None  # the client is gone already
+    if stream.socket.family == socket.AF_UNIX:
+        return None, (str(server), None)
+    return (client[0], client[1]), (server[0], server[1])
+
+
+def _notice_dead_clients(listener: trio.socket.SocketType, after_s: float) -> None:
+    """Have the connections of a listener fail where nothing comes back from the client's host for so long."""
+    with suppress(OSError, AttributeError):  # an option that this system or this kind of socket lacks
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(after_s / 2)))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(after_s / 4)))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(after_s * 1000)))

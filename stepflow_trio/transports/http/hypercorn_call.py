@@ -1,0 +1,268 @@
+"""One call of the application under hypercorn's protocols, and what they and it need of the connection."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from typing import Any, Protocol
+
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Event
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.typing import AppWrapper
+
+from stepflow_trio.transports.http.asgi import AsgiApp, Message, Scope
+from stepflow_trio.transports.http.limits import HttpServerLimits
+from stepflow_trio.transports.http.request_limits import BodyBudget, Refused
+
+log = logging.getLogger("stepflow_trio.transports")
+
+
+class ClientGone(BrokenPipeError):
+    """What an application's ``send`` raises where nobody is there to receive."""
+
+
+class Service:
+    """What the connections of one server have in common."""
+
+    def __init__(self, app: AsgiApp, limits: HttpServerLimits) -> None:
+        self.app = app
+        self.limits = limits
+        self.is_stopping = False
+        self._date = b""
+        self._date_second = -1
+
+    def date(self) -> bytes:
+        """The value of a ``date`` header, made once a second."""
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date = formatdate(second, usegmt=True).encode()
+        return self._date
+
+
+class Owner(Protocol):
+    """A connection, as its protocol and its calls of the application need it."""
+
+    service: Service
+    is_closing: bool
+    calls: int
+    """Calls of the application that have not returned."""
+    uploads: set[AppCall]
+    """Those of them whose request's body has not come to its end."""
+
+    def spawn(self, func: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Start a task that ends with the connection."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Have bytes sent, in order, as soon as the client takes them."""
+        ...
+
+    async def send(self, event: Event) -> None:
+        """Write bytes, close behind what was written, or note whether there is anything to do.
+
+        Never waits, so that whoever sends is not cancelled halfway.
+        """
+        ...
+
+    async def wait_writable(self) -> None:
+        """Wait while the client has to take too much of what was written. Not always a checkpoint."""
+        ...
+
+    def resume_reading(self) -> None:
+        """Look again whether the protocol is backed up, or has something to go on with."""
+        ...
+
+    def note_head_begun(self) -> None:
+        """A request's first bytes have come, and not its last header."""
+        ...
+
+
+class HttpProtocol(Protocol):
+    """What a call of the application needs of the protocol in which its request came."""
+
+    def body_wanted(self, call: AppCall) -> None:
+        """The application waits for more of the body."""
+        ...
+
+    def taken(self, call: AppCall, taken_bytes: int) -> None:
+        """The application has taken so much of the body, or will never."""
+        ...
+
+    async def answer_instead(self, call: AppCall, status: int, content: dict[str, str]) -> None:
+        """Answer in the application's place, or where it has begun to, cut its answer off."""
+        ...
+
+
+class AppCall:
+    """The application's call for one request: what it receives and sends.
+
+    To hypercorn's ``HTTPStream``, which makes ASGI of a protocol's events, this is a task group in which to
+    start the application. In place of hypercorn's queue of ten messages, whose filling stops the whole
+    connection, here a body is gathered as it comes; ``taken`` is told how much of it the application took,
+    and it is the protocol's matter to let no more come than may.
+
+    The client counts as gone when it closes, even its sending side alone, or resets the request. Then
+    :meth:`receive` returns ``http.disconnect`` at once, and :meth:`send` raises. So they do behind the end of
+    the answer, and where the request was refused while it came.
+    """
+
+    def __init__(self, owner: Owner, protocol: HttpProtocol, stream_id: int) -> None:
+        self._owner = owner
+        self._protocol = protocol
+        self.stream_id = stream_id
+        self.stream: HTTPStream
+        self.budget = BodyBudget(owner.service.limits, trio.current_time())
+        self.unread_bytes = 0
+        self._unread: list[bytes] = []
+        self.is_body_complete = False
+        self._is_end_told = False
+        self._is_gone = False
+        self._wake: trio.Event | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of the answer has been sent."""
+        return self.stream.state is not ASGIHTTPState.REQUEST
+
+    # ---- what hypercorn calls
+
+    async def spawn_app(
+        self,
+        app: AppWrapper,
+        config: Config,
+        scope: Any,
+        send: Callable[[Any], Awaitable[None]],
+    ) -> Callable[[Any], Awaitable[None]]:
+        """Start the application; return what its messages are to be put into."""
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.4"}
+        scope["extensions"] = {}  # server push, early hints and trailers: nothing here needs their risks
+        self._app_send = send
+        self._owner.calls += 1
+        self._owner.uploads.add(self)
+        self._owner.spawn(self._run, scope)
+        return self.put
+
+    async def put(self, message: Message) -> None:
+        """Take a message for the application; never waits."""
+        if message["type"] == "http.disconnect":
+            self.leave()
+            return
+        body: bytes = message["body"]
+        if self._is_gone:
+            self._protocol.taken(self, len(body))
+        elif body:
+            self.unread_bytes += len(body)
+            self._unread.append(body)
+            try:
+                self.budget.spend(len(body))
+            except Refused as refused:
+                await self.refuse(refused)
+        if not message["more_body"]:
+            self.is_body_complete = True
+            self._owner.uploads.discard(self)
+        self._wake_receiver()
+
+    # ---- what the connection calls
+
+    async def check_upload(self, now: float) -> None:
+        """Refuse the request if its body comes too slowly, and it is not the application that is slow."""
+        if self.budget.deadline > now:
+            return
+        if self.unread_bytes:
+            self.budget.restart(now)
+        else:
+            await self.refuse(Refused(408, "the body comes too slowly"))
+
+    async def refuse(self, refused: Refused) -> None:
+        """Answer in the application's place, or cut its answer off. The application finds the client gone."""
+        if not self._is_gone:
+            self.leave()
+            await self._protocol.answer_instead(self, refused.status, {"error": refused.what})
+
+    def leave(self) -> None:
+        """The client is gone, for all that the application needs to know."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._owner.uploads.discard(self)
+            self._protocol.taken(self, self.unread_bytes)
+            self.unread_bytes = 0
+            self._unread.clear()
+            self._wake_receiver()
+
+    # ---- what the application calls
+
+    async def receive(self) -> Message:
+        """The next part of the request's body; after its end, wait until the client goes.
+
+        A checkpoint. Cancelling loses nothing.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not (self._unread or self._is_gone or (self.is_body_complete and not self._is_end_told)):
+            if not self.is_body_complete:
+                self._protocol.body_wanted(self)
+            if self._wake is None:
+                self._wake = trio.Event()
+            await self._wake.wait()
+        if self._is_gone:
+            await trio.lowlevel.checkpoint()  # who asks again and again must not keep the others waiting
+            return {"type": "http.disconnect"}
+        body = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
+        self._unread.clear()
+        self.unread_bytes = 0
+        self._is_end_told = self.is_body_complete
+        if body:
+            self._protocol.taken(self, len(body))
+        return {"type": "http.request", "body": body, "more_body": not self._is_end_told}
+
+    async def send(self, message: Message) -> None:
+        """Send the answer's start or a part of its body. Waits, before it sends, until the client takes more.
+
+        A checkpoint. Cancelling may leave a part unsent, never half of it.
+
+        Raises:
+            ClientGone: nobody needs this answer any more.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._owner.wait_writable()
+        if self._is_gone:
+            await trio.lowlevel.checkpoint()
+            raise ClientGone("the client has closed the connection, or the answer is complete")
+        await self._app_send(message)
+
+    async def _run(self, scope: Scope) -> None:
+        failure: BaseException | None = None
+        try:
+            await self._owner.service.app(scope, self.receive, self.send)
+        except* ClientGone:
+            pass
+        except* Exception as failures:  # noqa: BLE001 - whatever it was, the server goes on
+            failure = failures
+        finally:
+            self._owner.calls -= 1
+        if failure is None and self._is_gone:
+            return
+        incident = secrets.token_hex(4)
+        what = "did not answer" if failure is None else "failed"
+        place = (scope["method"], scope["raw_path"][:200].decode("ascii"))
+        log.error("the application %s, for %s %s, incident %s", what, *place, incident, exc_info=failure)
+        if not self._is_gone:
+            self.leave()
+            await self._protocol.answer_instead(self, 500, {"error": "internal error", "incident": incident})
+
+    def _wake_receiver(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+            self._wake = None
+
+
+def json_answer(content: dict[str, str]) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of an answer that is not the application's."""
+    body = json.dumps(content).encode()
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
