@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import os
+import ssl
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +26,9 @@ from stepflow_trio.protocol import dialects
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.testing import AllPoints, Cancellable, RandomSample, Scenario, cancel_everywhere
 from stepflow_trio.transports.http.client import open_http_client
-from stepflow_trio.transports.http.limits import HttpClientLimits
+from stepflow_trio.transports.http.h11_connection import serve_connection
+from stepflow_trio.transports.http.h11_state import ServerState
+from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
 from stepflow_trio.transports.http.links import SessionMode, open_http_link
 
 SCALE = int(os.environ.get("STEPFLOW_SWEEP_SCALE", "1"))
@@ -166,6 +171,35 @@ async def a_request_of_the_client(cancellable: Cancellable) -> None:
         assert client.open_connections == client.idle_connections == 1
 
 
+async def a_request_over_tls(cancellable: Cancellable, *, certificates: tuple[Path, Path]) -> None:
+    """The handshake, the request, and the end of a connection that is TLS at both ends."""
+    stage = Stage()
+    certificate, key = certificates
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(certificate, key)
+    ours = ssl.create_default_context(cafile=certificate)
+    async with trio.open_nursery() as nursery:
+        state = ServerState(stage.endpoint, HttpServerLimits())
+
+        async def connect() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            near, far = trio.testing.memory_stream_pair()
+            tls = trio.SSLStream(far, theirs, server_side=True, https_compatible=True)
+            nursery.start_soon(serve_connection, tls, state)
+            return trio.SSLStream(near, ours, server_hostname="localhost", https_compatible=True)
+
+        async with open_http_client("http://localhost", connect=connect) as client:
+            with cancellable:
+                async with client.request("GET", "/health") as response:
+                    assert b"healthy" in await response.read()
+            async with client.request("GET", "/health") as response:
+                assert b"healthy" in await response.read()
+            assert client.open_connections == client.idle_connections == 1
+        await trio.sleep(20)
+        assert "0 requests in flight" in repr(stage.endpoint)
+        nursery.cancel_scope.cancel()
+
+
 SCENARIOS: list[Scenario] = [
     calls_that_wait_for_a_connection,
     a_request_of_the_client,
@@ -197,3 +231,12 @@ def test_nothing_is_left_wherever_it_is_cancelled(scenario: Scenario) -> None:
         # The scenarios themselves wait for the pool's deadlines.
         report = cancel_everywhere(scenario, strategy=strategy, seed=seed, within_s=30)
         assert report.caught
+
+
+def test_nothing_is_left_of_a_request_over_tls_wherever_it_is_cancelled(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 30 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    scenario = partial(a_request_over_tls, certificates=(certificate, key))
+    assert cancel_everywhere(scenario, within_s=30).caught
