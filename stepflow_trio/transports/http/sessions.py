@@ -17,6 +17,11 @@ MAX_UNREAD_BYTES = 2**20
 """A POST whose messages would make more than this wait to be read waits itself, and with it its sender."""
 
 
+FRAMES_AT_ONCE = 32
+"""Messages handed over before the answers to them are sent: so the client works on the first ones while the
+last ones of a POST are still being answered."""
+
+
 class Session:
     """One session's stream, and the link over it (docs/protocol.md, section 4).
 
@@ -46,15 +51,15 @@ class Session:
         Raises:
             trio.BrokenResourceError: the stream is over, and with it whatever is in flight in the session.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
         while not self._arrived and not self._ended:
             await self._readable.park()
         if self._ended:
             raise trio.BrokenResourceError("the client closed the event stream")
-        frames = [*self._arrived]
-        self._arrived.clear()
-        self._unread_bytes = 0
-        self._writable.unpark_all()
+        frames = [self._arrived.popleft() for _ in range(min(FRAMES_AT_ONCE, len(self._arrived)))]
+        if not self._arrived:
+            self._unread_bytes = 0
+            self._writable.unpark_all()
         return frames
 
     async def deliver(self, frames: Sequence[Arrival], size: int) -> None:
