@@ -23,13 +23,15 @@ from stepflow_trio.runtime.config import FILE_NAMES, Config, StdioPluginConfig, 
 from stepflow_trio.runtime.routing import Router
 from stepflow_trio.runtime.runs import MAX_DEPTH
 from stepflow_trio.runtime.worker_plugin import CANCEL_GRACE_S
+from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
 from stepflow_trio.worker.worker import MAX_THREADS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    Page(ROOT / "docs" / name) for name in ("flows.md", "configuration.md", "workers.md", "embedding.md")
+    Page(ROOT / "docs" / name)
+    for name in ("flows.md", "configuration.md", "workers.md", "embedding.md", "http.md")
 ]
-FLOWS, CONFIGURATION, WORKERS, EMBEDDING = PAGES
+FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP = PAGES
 ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "PATH": "/bin", "STEPFLOW_PYTHON": "python"}
 
 EXAMPLE = re.compile(
@@ -161,3 +163,16 @@ def test_the_bounds_of_workers_are_the_code_s() -> None:
     assert re.findall(r"At most (\d+) threads", WORKERS.text) == [str(MAX_THREADS)]
     assert re.findall(r"nest at most (\d+) deep", WORKERS.text) == [str(MAX_DEPTH)]
     assert re.findall(r"not gone (\d+) seconds later", WORKERS.text) == [f"{CANCEL_GRACE_S:g}"]
+
+
+@pytest.mark.parametrize(
+    "limits", [HttpServerLimits(), HttpClientLimits()], ids=lambda each: type(each).__name__
+)
+def test_the_tables_of_limits_over_http_are_those_of_the_code(
+    limits: HttpServerLimits | HttpClientLimits,
+) -> None:
+    _, _, behind = HTTP.text.partition(f"`{type(limits).__name__}`:")
+    table = behind.partition("\n\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,.]+) \| .+ \|$", table, re.M)
+    said = {name: float(value.replace(",", "")) for name, value in rows}
+    assert said == dataclasses.asdict(limits())

@@ -266,7 +266,7 @@ class BlobClients:
     async def client_for(
         self, url: str, *, peer_host: str | None, peer_is_authenticated: bool = False
     ) -> BlobClient:
-        """The client for ``url``, which the peer at ``peer_host`` named.
+        """The client for ``url``, which the peer at ``peer_host`` named. A checkpoint only at the first time.
 
         Nothing is connected yet. A URL that this peer may not name fails its requests: UrlRefused.
 
@@ -274,15 +274,16 @@ class BlobClients:
             ConfigError: ``url`` cannot be used.
         """
         key = (url, peer_host, peer_is_authenticated)
-        async with self._opening:
-            if key not in self._open:
-                parsed = HttpUrl.parse(url)
-                self._open[key] = await self._nursery.start(self._hold_open, parsed, *key[1:])
-                if len(self._open) > MAX_CLIENTS:
-                    _, (_, oldest) = self._open.popitem(last=False)
-                    oldest.cancel(reason="other blob APIs were asked for since")
-            self._open.move_to_end(key)
-            return self._open[key][0]
+        if key not in self._open:
+            async with self._opening:
+                if key not in self._open:
+                    parsed = HttpUrl.parse(url)
+                    self._open[key] = await self._nursery.start(self._hold_open, parsed, *key[1:])
+            if len(self._open) > MAX_CLIENTS:
+                _, (_, oldest) = self._open.popitem(last=False)
+                oldest.cancel(reason="other blob APIs were asked for since")
+        self._open.move_to_end(key)
+        return self._open[key][0]
 
     async def _hold_open(
         self,

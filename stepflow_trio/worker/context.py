@@ -58,9 +58,9 @@ class Context:
 
     Every method that calls the runtime raises :class:`CallFailed` where the runtime refuses,
     :class:`ConnectionLost` where the connection ends, :class:`LocalProtocolError` where the execution is
-    over, and leaves at once when it is cancelled. Where the runtime has its blobs at a URL, these travel over
-    HTTP, and :class:`CallTimeout` says that nothing is heard from there. In a component that runs in a thread,
-    call them through ``trio.from_thread.run``.
+    over, and leaves at once when it is cancelled. Where the runtime has its blobs at a URL, these travel
+    over HTTP, and :class:`CallTimeout` says that nothing is heard from there. In a component that runs in a
+    thread, call them through ``trio.from_thread.run``.
     """
 
     def __init__(

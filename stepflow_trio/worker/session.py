@@ -53,6 +53,7 @@ class Session:
         debug: bool,
         hello: Hello | None = None,
         client: str | None = None,
+        is_authenticated: bool = False,
         blob_clients: BlobClients | None = None,
     ) -> None:
         self._components = components
@@ -61,6 +62,7 @@ class Session:
         self._debug = debug
         self.client = client
         """The address that the runtime calls from, where it calls over a network."""
+        self._is_authenticated = is_authenticated
         self._blob_clients = blob_clients
         self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
         if hello is not None:
@@ -190,7 +192,9 @@ class Session:
         """How to reach the runtime's blobs, where they are at a URL."""
         if self._blob_clients is None or hello.blob_api_url is None:
             return None
-        return await self._blob_clients.client_for(hello.blob_api_url, peer_host=self.client)
+        return await self._blob_clients.client_for(
+            hello.blob_api_url, peer_host=self.client, peer_is_authenticated=self._is_authenticated
+        )
 
     async def _offload(self, output: Any, hello: Hello) -> ExecuteResult:
         """The result, with its large fields stored as blobs."""

@@ -22,7 +22,7 @@ from stepflow_trio.worker.context import Context
 from stepflow_trio.worker.session import Session
 
 if TYPE_CHECKING:
-    from stepflow_trio.protocol.dialects import Hello, TransportKind
+    from stepflow_trio.protocol.dialects import Hello
     from stepflow_trio.transports.http.bearer import SecretStr
     from stepflow_trio.transports.http.endpoint import HttpEndpoint
     from stepflow_trio.transports.http.hosting import HttpHost
@@ -183,6 +183,7 @@ class Worker:
         http_limits: HttpServerLimits | None = None,
         instance_id: str | None = None,
         blob_clients: BlobClients | None = None,
+        clients_are_known: bool = False,
     ) -> HttpEndpoint:
         """This worker as an ASGI application, for a host of yours that runs on trio.
 
@@ -194,12 +195,23 @@ class Worker:
             blob_clients: for runtimes that have their blobs at a URL, as those of the public releases from
                 0.10 on do (:func:`stepflow_trio.worker.blob_client.open_blob_clients`). Without them, blobs
                 are asked for with callbacks.
+            clients_are_known: the host lets nobody through without a token or a certificate; then runtimes
+                may also name URLs of blobs in private networks.
         """
         from stepflow_trio.transports.http.endpoint import HttpEndpoint  # not what a stdio worker waits for
         from stepflow_trio.worker.http_service import HttpService
 
         def new_session(hello: Hello | None, client: str | None) -> Session:
-            return self._session("http", hello=hello, client=client, blob_clients=blob_clients)
+            return Session(
+                self._components,
+                threads=self._threads,
+                transport="http",
+                debug=self._debug,
+                hello=hello,
+                client=client,
+                is_authenticated=clients_are_known,
+                blob_clients=blob_clients,
+            )
 
         return HttpEndpoint(
             HttpService(new_session), limits=self._limits, http_limits=http_limits, instance_id=instance_id
@@ -247,7 +259,13 @@ class Worker:
         limits = http_limits or HttpServerLimits()
         shown = f"[{host}]" if ":" in host else host
         async with open_blob_clients(policy=blob_urls, bearers=blob_bearers) as blob_clients:
-            endpoint = self.http_endpoint(http_limits=limits, blob_clients=blob_clients)
+            endpoint = self.http_endpoint(
+                http_limits=limits,
+                blob_clients=blob_clients,
+                clients_are_known=bool(
+                    (security and security.bearer) or (tls is not None and tls.client_ca is not None)
+                ),
+            )
             async with open_http_host(
                 endpoint,
                 bind=f"{shown}:{port}",
@@ -303,26 +321,8 @@ class Worker:
         trio.run(serve)
 
     def _open_connection(self, link: Link) -> AbstractAsyncContextManager[Connection]:
-        session = self._session(link.kind)
+        session = Session(self._components, threads=self._threads, transport=link.kind, debug=self._debug)
         return open_connection(link, session.handlers, role=Role.WORKER, limits=self._limits)
-
-    def _session(
-        self,
-        transport: TransportKind,
-        *,
-        hello: Hello | None = None,
-        client: str | None = None,
-        blob_clients: BlobClients | None = None,
-    ) -> Session:
-        return Session(
-            self._components,
-            threads=self._threads,
-            transport=transport,
-            debug=self._debug,
-            hello=hello,
-            client=client,
-            blob_clients=blob_clients,
-        )
 
     def __repr__(self) -> str:
         return f"<Worker: {', '.join(self._components.patterns()) or 'no components'}>"
