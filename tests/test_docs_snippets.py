@@ -165,13 +165,9 @@ def test_the_bounds_of_workers_are_the_code_s() -> None:
     assert re.findall(r"not gone (\d+) seconds later", WORKERS.text) == [f"{CANCEL_GRACE_S:g}"]
 
 
-@pytest.mark.parametrize(
-    "limits", [HttpServerLimits(), HttpClientLimits()], ids=lambda each: type(each).__name__
-)
-def test_the_tables_of_limits_over_http_are_those_of_the_code(
-    limits: HttpServerLimits | HttpClientLimits,
-) -> None:
-    _, _, behind = HTTP.text.partition(f"`{type(limits).__name__}`:")
+@pytest.mark.parametrize("limits", [HttpServerLimits, HttpClientLimits])
+def test_the_tables_of_limits_over_http_are_those_of_the_code(limits: type[Any]) -> None:
+    _, _, behind = HTTP.text.partition(f"`{limits.__name__}`:")
     table = behind.partition("\n\n")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\d,.]+) \| .+ \|$", table, re.M)
     said = {name: float(value.replace(",", "")) for name, value in rows}

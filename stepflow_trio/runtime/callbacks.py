@@ -40,7 +40,15 @@ from stepflow_trio.protocol.payloads import (
 )
 from stepflow_trio.runtime.events import Observer, StepProgressed
 from stepflow_trio.runtime.runs import Run, Runs, outcome_of
-from stepflow_trio.runtime.stores import BlobStore, RunRecord, RunStore, put_json, results_in_order
+from stepflow_trio.runtime.stores import (
+    Blob,
+    BlobStore,
+    RunRecord,
+    RunStore,
+    id_of_content,
+    put_json,
+    results_in_order,
+)
 
 DEFAULT_WAIT_S = 300
 """How long ``wait`` waits where the caller does not say (docs/protocol.md, section 1)."""
@@ -205,7 +213,7 @@ class Callbacks:
         )
 
 
-async def store_blob(store: BlobStore, data: Any, blob_type: str) -> str:
+async def store_blob(store: BlobStore, data: Any, blob_type: str, filename: str | None = None) -> str:
     """Store a blob as a peer sends it.
 
     Raises:
@@ -216,13 +224,25 @@ async def store_blob(store: BlobStore, data: Any, blob_type: str) -> str:
         message = f"blob_type must be data, flow or binary, not {blob_type[:40]!r}"
         raise RpcError(ErrorCode.INVALID_VALUE, message)
     try:
-        return await put_json(store, data, kind)
+        return await put_json(store, data, kind, filename)
     except (ValueError, LocalProtocolError) as exc:
         raise RpcError(ErrorCode.INVALID_VALUE, str(exc)) from exc
 
 
 async def load_blob(store: BlobStore, blob_id: str) -> tuple[Any, str]:
     """Read a blob as a peer is sent it: JSON, or base64 text; and its type.
+
+    Raises:
+        RpcError: as :func:`verified_blob`.
+    """
+    blob = await verified_blob(store, blob_id)
+    if blob.blob_type == blobs.BINARY:
+        return base64.b64encode(blob.content).decode("ascii"), blob.blob_type
+    return codec.decode_json(blob.content), blob.blob_type
+
+
+async def verified_blob(store: BlobStore, blob_id: str) -> Blob:
+    """Read a blob that is what its id stands for. What is no blob id never reaches the store.
 
     Raises:
         RpcError: −32005, there is none; −32202, what is stored is not what the id stands for.
@@ -235,12 +255,10 @@ async def load_blob(store: BlobStore, blob_id: str) -> tuple[Any, str]:
     except BlobNotFound as exc:
         message = f"Blob {exc.blob_id} not found"
         raise RpcError(ErrorCode.NOT_FOUND, message, {"blob_id": exc.blob_id}) from exc
-    if blobs.blob_id(blob.content) != bare:
+    if await id_of_content(blob.content) != bare:
         message = f"Blob {bare} is damaged: its content has another hash"
         raise RpcError(ErrorCode.RUNTIME_INTERNAL, message, {"blob_id": bare})
-    if blob.blob_type == blobs.BINARY:
-        return base64.b64encode(blob.content).decode("ascii"), blob.blob_type
-    return codec.decode_json(blob.content), blob.blob_type
+    return blob
 
 
 async def load_flow(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import trio
 
@@ -32,15 +32,25 @@ class ServesLink(Protocol):
         ...
 
 
+async def never() -> NoReturn:
+    """Wait to be cancelled."""
+    await trio.sleep_forever()
+    raise AssertionError("nobody wakes it")
+
+
 class _StartedProcess:
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
         self.link: Link = process.link
         self.pid: int | None = process.pid
+        self.is_suspect = False
 
     @property
     def unfinished_bytes(self) -> int:
         return self._process.link.unfinished_bytes
+
+    async def wait_ended(self) -> ConnectionLost:
+        return await never()
 
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
         if loss.reason not in (LossReason.PEER_CLOSED, LossReason.STREAM_ERROR):
@@ -59,6 +69,10 @@ class _StartedTask:
         self.link = link
         self.pid: int | None = None
         self.unfinished_bytes = 0
+        self.is_suspect = False
+
+    async def wait_ended(self) -> ConnectionLost:
+        return await never()
 
     async def serve(self) -> None:
         """Let the worker serve. However it ends, the connection ends with it, and nothing else does."""

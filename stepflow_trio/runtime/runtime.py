@@ -31,24 +31,16 @@ from stepflow_trio.flows.source import source_of_value
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol import blobs, codec
 from stepflow_trio.protocol.payloads import ComponentInfo
-from stepflow_trio.runtime.builtin import BuiltinPlugin
 from stepflow_trio.runtime.callbacks import Callbacks
-from stepflow_trio.runtime.config import (
-    DEFAULT_CONFIG,
-    BuiltinPluginConfig,
-    Config,
-    StdioPluginConfig,
-    UnsupportedPluginConfig,
-    read_config_file,
-)
+from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, read_config_file
 from stepflow_trio.runtime.events import Event, Observer, RunEvent
 from stepflow_trio.runtime.executor import Executor
-from stepflow_trio.runtime.launchers import ServesLink, process_launcher, task_launcher
-from stepflow_trio.runtime.plugins import Plugin, StepFailure, UnsupportedPlugin
+from stepflow_trio.runtime.launchers import ServesLink
+from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker, open_blob_api_of
+from stepflow_trio.runtime.plugins import Plugin, StepFailure
 from stepflow_trio.runtime.routing import Route, Router, Rule
 from stepflow_trio.runtime.runs import Run, Runs
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
-from stepflow_trio.runtime.worker_plugin import Launcher, WorkerPlugin
 
 _log = logging.getLogger("stepflow_trio.runtime")
 
@@ -190,7 +182,7 @@ class Runtime:
         """Plugins whose worker could not be started or asked the last time, and why."""
         problems = dict(self._unlisted)
         for name, plugin in self._plugins.items():
-            if isinstance(plugin, WorkerPlugin) and plugin.problem is not None:
+            if isinstance(plugin, HostedPlugin) and plugin.problem is not None:
                 problems[name] = plugin.problem
         return problems
 
@@ -221,24 +213,25 @@ async def open_runtime(
     Args:
         config: plugins, routes, retries, or the path of a configuration file, whose ``$VAR`` are taken from
             this process's environment; without it, the builtin components at ``/builtin/…``.
-        workers: workers of this process by plugin name. Where no configured route leads to a name, the
-            worker's components are at ``/<name>/…``.
+        workers: workers of this process by plugin name. Configured routes may lead to them; where none leads
+            to a name, the worker's components are at ``/<name>/…``.
         on_event: called with everything that happens, as it happens; must be quick. What it raises is logged.
         blob_store: where blobs are kept; in memory by default.
         run_store: where the histories of runs are kept; in memory by default.
         limits: the bounds of each worker's connection.
         now: the clock for what is recorded.
         new_id: makes run ids.
-        randomness: for the jitter of retries.
+        randomness: for the jitter of retries and of probes.
 
     Raises:
         ConfigError: the configuration cannot be read, a name is used for two plugins, or the routes cannot be
             used or lead to none.
+        BindFailed: the blob API, for workers over HTTP, cannot listen where the configuration says.
     """
     if config is None:
         config = DEFAULT_CONFIG
     elif not isinstance(config, Config):
-        config = read_config_file(config)
+        config = read_config_file(config, other_plugins=[*(workers or ())])
         for warning in config.warnings:
             _log.warning("%s", warning)
     workers = workers or {}
@@ -272,51 +265,45 @@ async def open_runtime(
         await history.append(event)
         observe(event)
 
+    randomness = randomness or random.Random()  # noqa: S311 — jitter
     plugins: dict[str, Plugin] = {}
-    executor = Executor(
-        plugins,
-        router,
-        config.retry,
-        record,
-        randomness=randomness or random.Random(),  # noqa: S311 — jitter
-    )
-    with one_exception():
-        async with trio.open_nursery() as worker_nursery:
-            try:
-                with one_exception():
-                    async with trio.open_nursery() as run_nursery:
-                        runs = Runs(executor, record, nursery=run_nursery, now=now, new_id=new_id)
-                        handlers = Handlers()
-                        Callbacks(blob_store, history, runs, observe).register(handlers)
-                        launchers: dict[str, Launcher] = {
-                            name: task_launcher(worker) for name, worker in workers.items()
-                        }
-                        for name, plugin in config.plugins.items():
-                            match plugin:
-                                case BuiltinPluginConfig():
-                                    plugins[name] = BuiltinPlugin(blob_store, runs)
-                                case StdioPluginConfig():
-                                    launchers[name] = process_launcher(name, plugin, observe)
-                                case UnsupportedPluginConfig():
-                                    plugins[name] = UnsupportedPlugin(name, plugin.reason)
-                        for name, launcher in launchers.items():
-                            worker_plugin = plugins[name] = WorkerPlugin(
-                                name,
-                                launcher,
-                                handlers,
+    executor = Executor(plugins, router, config.retry, record, randomness=randomness)
+    async with open_blob_api_of(config, blob_store) as offer:
+        with one_exception():
+            async with trio.open_nursery() as worker_nursery:
+                try:
+                    with one_exception():
+                        async with trio.open_nursery() as run_nursery:
+                            runs = Runs(executor, record, nursery=run_nursery, now=now, new_id=new_id)
+                            handlers = Handlers()
+                            Callbacks(blob_store, history, runs, observe).register(handlers)
+                            maker = PluginMaker(
+                                blob_store=blob_store,
+                                runs=runs,
+                                handlers=handlers,
                                 nursery=worker_nursery,
                                 observe=observe,
                                 limits=limits or Limits(),
+                                randomness=randomness,
+                                offer=offer,
                             )
-                            worker_plugin.start()
-                        try:
-                            yield Runtime(runs=runs, plugins=plugins, router=router, blob_store=blob_store)
-                        finally:
-                            runs.close()
-            finally:
-                for plugin in plugins.values():
-                    if isinstance(plugin, WorkerPlugin):
-                        plugin.stop()
+                            for name, worker in workers.items():
+                                plugins[name] = maker.of_worker(name, worker)
+                            for name, plugin_config in config.plugins.items():
+                                plugins[name] = maker.of_config(name, plugin_config)
+                            for plugin in plugins.values():
+                                if isinstance(plugin, HostedPlugin):
+                                    plugin.start()
+                            try:
+                                yield Runtime(
+                                    runs=runs, plugins=plugins, router=router, blob_store=blob_store
+                                )
+                            finally:
+                                runs.close()
+                finally:
+                    for plugin in plugins.values():
+                        if isinstance(plugin, HostedPlugin):
+                            plugin.stop()
 
 
 def _read_flow(flow: FlowLike) -> Flow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from stepflow_trio.flows.results import FlowResult, Success
 from stepflow_trio.protocol import blobs
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
 
+_HASHED_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Blob:
@@ -21,13 +24,15 @@ class Blob:
 
     content: bytes
     blob_type: str
+    filename: str | None = None
+    """What whoever stored it first called it; never used as a path."""
 
 
 class BlobStore(Protocol):
     """Keeps content under its SHA-256."""
 
-    async def put(self, content: bytes, blob_type: str) -> str:
-        """Store content and return its id. The same content is stored once, with its first type."""
+    async def put(self, content: bytes, blob_type: str, filename: str | None = None) -> str:
+        """Store content and return its id. The same content is stored once, with its first type and name."""
         ...
 
     async def get(self, blob_id: str) -> Blob:
@@ -45,11 +50,10 @@ class MemoryBlobStore:
     def __init__(self) -> None:
         self._blobs: dict[str, Blob] = {}
 
-    async def put(self, content: bytes, blob_type: str) -> str:
+    async def put(self, content: bytes, blob_type: str, filename: str | None = None) -> str:
         """See :meth:`BlobStore.put`."""
-        await trio.lowlevel.checkpoint()
-        blob_id = blobs.blob_id(content)
-        self._blobs.setdefault(blob_id, Blob(content, blob_type))
+        blob_id = await id_of_content(content)
+        self._blobs.setdefault(blob_id, Blob(content, blob_type, filename))
         return blob_id
 
     async def get(self, blob_id: str) -> Blob:
@@ -151,10 +155,23 @@ def results_in_order(record: RunRecord, *, by_completion: bool = False) -> Seque
     return finished
 
 
-async def put_json(store: BlobStore, data: Any, blob_type: str = blobs.DATA) -> str:
+async def put_json(
+    store: BlobStore, data: Any, blob_type: str = blobs.DATA, filename: str | None = None
+) -> str:
     """Store data as a peer sends them: JSON, or base64 text for ``binary``.
 
     Raises:
         ValueError: binary data are no base64 text.
+        LocalProtocolError: other data are no JSON.
     """
-    return await store.put(blobs.blob_content(data, blob_type), blob_type)
+    return await store.put(blobs.blob_content(data, blob_type), blob_type, filename)
+
+
+async def id_of_content(content: bytes) -> str:
+    """The id of content. Other tasks run while much of it is hashed."""
+    digest = hashlib.sha256()
+    with memoryview(content) as view:
+        for start in range(0, len(view) or 1, _HASHED_AT_ONCE):
+            digest.update(view[start : start + _HASHED_AT_ONCE])
+            await trio.lowlevel.checkpoint()
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A plugin that is a Stepflow worker: its process or task, its connection, its restarts."""
+"""A plugin that is a Stepflow worker: its process, task or URL, its connection, its restarts."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import trio
 from msgspec import UNSET, UnsetType
 
-from stepflow_trio.engine import Connection, Handlers, Limits, Link, open_connection
+from stepflow_trio.engine import Connection, Handlers, Limits, Link, LinkConnection, open_connection
 from stepflow_trio.errors import (
     CallFailed,
     CallTimeout,
+    ConfigError,
     ConnectionLost,
     ErrorCode,
     LossReason,
     Overloaded,
     RemoteProtocolError,
+    RpcError,
     SpawnFailed,
     StepflowError,
     WorkerExited,
@@ -28,10 +30,13 @@ from stepflow_trio.errors import (
 from stepflow_trio.flows.results import FlowError
 from stepflow_trio.protocol import dialects, methods
 from stepflow_trio.protocol.dialects import Dialect, Welcome
+from stepflow_trio.protocol.messages import RequestId
 from stepflow_trio.protocol.payloads import ComponentInfo, ExecuteParams, ListParams, Observability
 from stepflow_trio.protocol.peer import Role
+from stepflow_trio.runtime.blob_refs import offload_input, resolve_output
 from stepflow_trio.runtime.events import Observer, WorkerEnded, WorkerStarted
-from stepflow_trio.runtime.plugins import FailureKind, StepFailure, kind_of_code
+from stepflow_trio.runtime.plugins import FailureKind, StepFailure, failure_from, kind_of_code
+from stepflow_trio.runtime.stores import BlobStore
 
 ResultT = TypeVar("ResultT")
 
@@ -59,7 +64,7 @@ class Started(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its process; None: it is in this one."""
+        """Its process, if that was started here for it alone."""
         ...
 
     @property
@@ -67,17 +72,43 @@ class Started(Protocol):
         """How much of a message it has sent whose end has not come."""
         ...
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether new calls should go to a new start, though the connection is not lost: the worker could not
+        be reached over it, or is another one by now."""
+        ...
+
+    async def wait_ended(self) -> ConnectionLost:
+        """Wait until it has ended in a way that its link does not tell; for ever where that tells all."""
+        ...
+
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
-        """Why its connection was lost, as exactly as can be known."""
+        """Why its connection was lost, or a call in it, as exactly as can be known."""
         ...
 
 
 Launcher = Callable[[], AbstractAsyncContextManager[Started]]
-"""Starts a worker for as long as the block lasts, and ends it on the way out.
+"""Starts or finds a worker for as long as the block lasts; what was started ends on the way out.
 
-Entering raises :class:`SpawnFailed` where it cannot be started.
+Entering raises a :class:`StepflowError` where it cannot be used: :class:`SpawnFailed` where it could not be
+started, :class:`ConnectionLost` where it is not to be reached.
 """
 
+
+@dataclass(frozen=True, slots=True)
+class BlobOffer:
+    """What workers are told of blobs."""
+
+    url: str
+    """Where they are stored and read over HTTP."""
+    threshold_bytes: int
+    """Fields that are longer may be replaced by references; 0: none are."""
+    store: BlobStore | None = None
+    """What is behind the URL; None: somebody else's, so that no references can be used."""
+
+
+_UNREADABLE = (400, 422)
+"""Statuses of HTTP for a body that was not understood."""
 
 _CLOSING = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
 
@@ -88,7 +119,7 @@ class _Instance:
 
     outcome: trio.Event = field(default_factory=trio.Event)
     """Set when it is initialized or could not be."""
-    connection: Connection | None = None
+    connection: LinkConnection | None = None
     started: Started | None = None
     welcome: Welcome | None = None
     failure: StepflowError | None = None
@@ -96,12 +127,14 @@ class _Instance:
     stop: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     retired: bool = False
-    watched: frozenset[int] = frozenset()
+    watched: frozenset[RequestId] = frozenset()
 
     @property
     def is_usable(self) -> bool:
         """Whether a new call may go to it, or wait for it to be ready."""
         if self.retired or self.failure is not None:
+            return False
+        if self.started is not None and self.started.is_suspect:
             return False
         return self.connection is None or self.connection.loss is None
 
@@ -111,11 +144,13 @@ class WorkerPlugin:
 
     Args:
         name: what the configuration calls it.
-        launcher: how to start the worker.
+        launcher: how to start or find the worker.
         handlers: what the worker may ask of the runtime.
         nursery: where the worker's tasks live; the plugin is of use as long as it is open.
         observe: told when workers start and end.
         limits: the bounds of each connection.
+        blobs: what the worker is told of blobs.
+        url: where it is, if that is at a URL.
     """
 
     def __init__(
@@ -127,13 +162,17 @@ class WorkerPlugin:
         nursery: trio.Nursery,
         observe: Observer,
         limits: Limits,
+        blobs: BlobOffer | None = None,
+        url: str | None = None,
     ) -> None:
         self.name = name
+        self._title = name if url is None else f"{name} at {url}"
         self._launcher = launcher
         self._handlers = handlers
         self._nursery = nursery
         self._observe = observe
         self._limits = limits
+        self._blobs = blobs
         self._instance: _Instance | None = None
         self.problem: str | None = None
         """Why the worker could not be started the last time that it was tried."""
@@ -149,10 +188,24 @@ class WorkerPlugin:
             if self._instance.connection is None:
                 self._instance.scope.cancel(reason="the worker is to stop before it was ready")
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call can be sent without waiting for the worker to start."""
+        instance = self._instance
+        return instance is not None and instance.connection is not None and instance.is_usable
+
+    async def wait_ready(self) -> None:
+        """Start the worker unless it runs, and wait until calls can be sent to it.
+
+        Raises:
+            StepFailure: it could not be started. Nothing was sent that would have to be repeated.
+        """
+        await self._with_worker(_ask_nothing)
+
     async def list_components(self) -> list[ComponentInfo]:
         """What the worker offers; see :meth:`Plugin.list_components`."""
 
-        async def ask(connection: Connection) -> list[ComponentInfo]:
+        async def ask(connection: Connection, _welcome: Welcome) -> list[ComponentInfo]:
             listed = await connection.call(methods.COMPONENTS_LIST, ListParams(), timeout_s=START_TIMEOUT_S)
             return listed.components
 
@@ -169,31 +222,47 @@ class WorkerPlugin:
     ) -> Any:
         """Execute a component on the worker; see :meth:`Plugin.execute`."""
 
-        async def ask(connection: Connection) -> Any:
+        async def ask(connection: Connection, welcome: Welcome) -> Any:
+            store = self._store_for(welcome)
             timeout_s: float | UnsetType = UNSET
             if deadline != float("inf") and dialects.DEADLINE in connection.peer_extensions:
                 timeout_s = max(0.0, deadline - trio.current_time())
+            given = input
+            if store is not None and self._blobs is not None:
+                given = await offload_input(input, store, self._blobs.threshold_bytes)
             params = ExecuteParams(
                 component=component,
-                input=input,
+                input=given,
                 attempt=attempt,
                 observability=observability,
                 timeout_s=timeout_s,
             )
-            return (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
+            output = (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
+            return output if store is None else await resolve_output(output, store)
 
         return await self._with_worker(ask)
 
-    async def _with_worker(self, ask: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
+    def _store_for(self, welcome: Welcome) -> BlobStore | None:
+        """Where the blobs are that inputs and outputs refer to; None: with this worker they do not."""
+        return self._blobs.store if self._blobs is not None and welcome.supports_blob_refs else None
+
+    async def _with_worker(self, ask: Callable[[Connection, Welcome], Awaitable[ResultT]]) -> ResultT:
         instance = self._current()
         # Counted before the first wait: a worker that is given up meanwhile stays for whoever is on the way.
         instance.live_calls += 1
         try:
             await instance.outcome.wait()
-            if instance.connection is None:
+            if instance.connection is None or instance.welcome is None:
                 raise instance.failure or _CLOSING
-            return await ask(instance.connection)
+            return await ask(instance.connection, instance.welcome)
         except StepflowError as exc:
+            if (
+                isinstance(exc, ConnectionLost)
+                and instance.started is not None
+                and instance.started.pid is None
+            ):
+                # Whoever answers at a URL next may have to be told anew what was agreed on.
+                instance.retired = True
             raise await self._failure(exc, instance) from exc
         finally:
             instance.live_calls -= 1
@@ -205,9 +274,17 @@ class WorkerPlugin:
     def _current(self) -> _Instance:
         instance = self._instance
         if instance is None or not instance.is_usable:
+            if instance is not None:
+                self._retire(instance)
             instance = self._instance = _Instance()
-            self._nursery.start_soon(self._host, instance, name=f"worker {self.name}")
+            self._nursery.start_soon(self._host, instance, name=f"worker {self._title}")
         return instance
+
+    def _retire(self, instance: _Instance) -> None:
+        """Send it nothing new, and stop it as soon as what was sent is answered."""
+        instance.retired = True
+        if not instance.live_calls:
+            instance.stop.set()
 
     async def _host(self, instance: _Instance) -> None:
         """Own one start of the worker, from spawning to reaping."""
@@ -222,7 +299,7 @@ class WorkerPlugin:
                 ):
                     instance.started = started
                     try:
-                        instance.welcome = await _initialize(connection)
+                        instance.welcome = await _initialize(connection, self._blobs)
                     except StepflowError as exc:
                         # Told at once: ending a worker that would not start can take a while.
                         explained = await started.explain(exc) if isinstance(exc, ConnectionLost) else exc
@@ -241,7 +318,7 @@ class WorkerPlugin:
             detail = self.problem = str(exc)
             instance.failure = exc
         except Exception as exc:  # noqa: BLE001 — whatever it is, it costs this worker and not the runtime
-            _log.error("worker %s failed", self.name, exc_info=exc)
+            _log.error("worker %s failed", self._title, exc_info=exc)
             detail = self.problem = f"{type(exc).__name__}: {exc}"
             instance.failure = ConnectionLost(LossReason.STREAM_ERROR, detail)
         finally:
@@ -250,7 +327,7 @@ class WorkerPlugin:
 
     # ---- ending -------------------------------------------------------------------------------------
 
-    def _look_after(self, instance: _Instance, connection: Connection) -> None:
+    def _look_after(self, instance: _Instance, connection: LinkConnection) -> None:
         """After every call: watch cancelled executions, and stop a worker that nobody needs any more."""
         unwatched = connection.abandoned_calls - instance.watched
         if unwatched and connection.loss is None:
@@ -259,7 +336,9 @@ class WorkerPlugin:
         if instance.retired and not instance.live_calls:
             instance.stop.set()
 
-    async def _expect_end(self, instance: _Instance, connection: Connection, calls: frozenset[int]) -> None:
+    async def _expect_end(
+        self, instance: _Instance, connection: LinkConnection, calls: frozenset[RequestId]
+    ) -> None:
         """Give the worker its grace to end cancelled executions; then give the worker up."""
         answers = False
         with trio.move_on_after(CANCEL_GRACE_S):
@@ -292,24 +371,31 @@ class WorkerPlugin:
                 error = FlowError(exc.code, exc.message, exc.data)
                 retry_after_s = exc.retry_after_s if isinstance(exc, Overloaded) else 0.0
                 return StepFailure(error, _kind_of_answer(exc, instance), retry_after_s=retry_after_s)
+            case RpcError():
+                return failure_from(exc)
             case RemoteProtocolError():
                 kind = kind_of_code(exc.code)
-                return StepFailure(FlowError(exc.code, f"worker {self.name}: {exc.message}", exc.data), kind)
+                return StepFailure(
+                    FlowError(exc.code, f"worker {self._title}: {exc.message}", exc.data), kind
+                )
             case WorkerExited() if instance.connection is None and (exc.returncode or 0) >= 0:
                 # It ended by itself before it was ready: it would do so again.
                 return StepFailure(self._exit_error(exc), FailureKind.FINAL)
             case CallTimeout() if instance.connection is None:
-                message = f"worker {self.name} did not answer initialize within {exc.after_s:g} s"
+                message = f"worker {self._title} did not answer {exc.method} within {exc.after_s:g} s"
                 return StepFailure(FlowError(ErrorCode.TRANSPORT_ERROR, message), FailureKind.FINAL)
             case SpawnFailed():
                 kind = FailureKind.TRANSPORT if exc.is_transient else FailureKind.FINAL
                 return StepFailure(FlowError(ErrorCode.SPAWN_FAILED, str(exc)), kind)
+            case ConfigError():
+                message = f"plugin {self.name!r} cannot be used: {exc}"
+                return StepFailure(FlowError(ErrorCode.CONFIGURATION_ERROR, message), FailureKind.FINAL)
             case WorkerExited():
                 error = self._exit_error(exc)
             case ConnectionLost():
-                error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self.name}: {exc}")
+                error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self._title}: {exc}")
             case CallTimeout():
-                error = FlowError(ErrorCode.TRANSPORT_ERROR, f"worker {self.name}: {exc}")
+                error = FlowError(ErrorCode.TRANSPORT_ERROR, f"worker {self._title}: {exc}")
             case _:
                 return StepFailure(FlowError(ErrorCode.RUNTIME_INTERNAL, str(exc)), FailureKind.FINAL)
         return StepFailure(error, FailureKind.TRANSPORT)
@@ -317,35 +403,72 @@ class WorkerPlugin:
     def _exit_error(self, exc: WorkerExited) -> FlowError:
         last = f": {exc.stderr[-1]}" if exc.stderr else ""
         data = {"returncode": exc.returncode, "stderr": list(exc.stderr[-20:])}
-        return FlowError(ErrorCode.CONNECTION_LOST, f"worker {self.name}: {exc.summary}{last}", data)
+        return FlowError(ErrorCode.CONNECTION_LOST, f"worker {self._title}: {exc.summary}{last}", data)
 
     def __repr__(self) -> str:
         instance = self._instance
         state = "not started" if instance is None else repr(instance.connection or instance.failure)
-        return f"<WorkerPlugin {self.name}: {state}>"
+        return f"<WorkerPlugin {self._title}: {state}>"
 
 
-async def _initialize(connection: Connection) -> Welcome:
-    """Introduce the runtime (docs/protocol.md, section 2)."""
+async def _ask_nothing(_connection: Connection, _welcome: Welcome) -> None:
+    pass
+
+
+async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> Welcome:
+    """Introduce the runtime (docs/protocol.md, section 2).
+
+    A worker over HTTP may refuse a message that is spelled for all generations at once. Then it gets what the
+    public runtimes of each send, and nothing of ours.
+    """
     kind = connection.link.kind
-    result = await connection.call(
-        methods.INITIALIZE, dialects.write_initialize_params(None), timeout_s=START_TIMEOUT_S
-    )
+    url = None if blobs is None else blobs.url
+    threshold = None if blobs is None else blobs.threshold_bytes
+    params = dialects.write_initialize_params(None, blob_api_url=url, blob_threshold=threshold)
+    further = [
+        dialects.write_initialize_params(
+            Dialect.V0_11, extensions=(), blob_api_url=url, blob_threshold=threshold
+        ),
+        dialects.write_initialize_params(Dialect.V0_9, extensions=()),
+    ]
+    while True:
+        try:
+            result = await connection.call(methods.INITIALIZE, params, timeout_s=START_TIMEOUT_S)
+            break
+        except (CallFailed, RemoteProtocolError) as exc:
+            if kind != "http" or not further or not _is_about_spelling(exc):
+                raise
+            _log.debug("initialize is tried in another spelling: %s", exc)
+            params = further.pop(0)
     welcome = dialects.read_initialize_result(result, kind)
     connection.peer_extensions = welcome.extensions
     await connection.notify(methods.INITIALIZED, {})
     return welcome
 
 
-async def _until_lost_or(stop: trio.Event, started: Started, connection: Connection) -> None:
+def _is_about_spelling(exc: CallFailed | RemoteProtocolError) -> bool:
+    """Whether a refusal of ``initialize`` may mean that its params were not understood."""
+    if exc.code in (ErrorCode.INVALID_PARAMS, ErrorCode.INVALID_REQUEST):
+        data: object = exc.data
+        status = cast("dict[str, object]", data).get("status") if isinstance(data, dict) else None
+        return status in (None, *_UNREADABLE)
+    return False
+
+
+async def _until_lost_or(stop: trio.Event, started: Started, connection: LinkConnection) -> None:
     async with trio.open_nursery() as nursery:
 
         async def end_on_stop() -> None:
             await stop.wait()
             nursery.cancel_scope.cancel(reason="the worker is to stop")
 
+        async def lose_at_end() -> None:
+            loss = await started.wait_ended()
+            connection.lose(loss.reason, loss.detail)
+
         nursery.start_soon(end_on_stop)
-        if started.pid is not None:
+        nursery.start_soon(lose_at_end)
+        if started.pid is not None and connection.link.kind == "stdio":
             nursery.start_soon(_lose_when_stalled, started, connection)
         await connection.wait_lost()
         nursery.cancel_scope.cancel(reason="the connection is lost")

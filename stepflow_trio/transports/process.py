@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import termios
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ STDERR_TAIL_LINES = 100
 """The last lines of stderr that are kept (docs/protocol.md, section 3)."""
 
 STDERR_LINE_BYTES = 8 * 2**10
-"""Kept of one line of stderr; the rest of a longer one is counted and dropped."""
+"""Kept of one line of a log; the rest of a longer one is counted and dropped."""
 
 PIPE_BYTES = 2**20
 """Asked for stdin and stdout each: the most that Linux grants an unprivileged process."""
@@ -70,30 +71,48 @@ class StopLadder:
         )
 
 
-class WorkerProcess:
-    """A worker's process, while the block of :func:`open_process_link` lasts."""
+class ChildProcess:
+    """A process of a group of its own, which is sure to end inside :func:`ended_for_certain`.
+
+    Args:
+        process: as it was started.
+        command: what was started.
+        stderr: the end of the pipe that its stderr goes to.
+        on_log_line: hears every line that is kept in the log; must be quick.
+    """
 
     def __init__(
         self,
         process: trio.Process,
-        pipes: _Pipes,
-        command: str,
+        command: Sequence[str],
+        stderr: DescriptorStream,
         *,
-        max_frame_bytes: int,
-        on_stderr_line: Callable[[str], object] | None,
+        on_log_line: Callable[[str], object] | None,
     ) -> None:
         self._process = process
         self._returncode: int | None = None
-        self._stdout = _ChildOutput(pipes.stdout)
-        self._stderr = _ChildOutput(pipes.stderr)
-        self._stderr_lines = _LogLines()
+        self._outputs: list[ChildOutput] = []
+        self._logs: list[_Log] = []
+        self._logs_read = trio.Event()
         self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
-        self._stderr_read = trio.Event()
-        self._on_stderr_line = on_stderr_line
-        self.command = command
+        self._on_log_line = on_log_line
+        self.command = shlex.join(command)
         """What was started, as one would type it."""
-        self.link = DescriptorLink(self._stdout, pipes.stdin, max_frame_bytes=max_frame_bytes)
-        """Its stdin and stdout. When the process ends, what it has written can still be received."""
+        self.read_as_log(ChildOutput(stderr), self._take_stderr_line)
+
+    def read_as_log(
+        self,
+        output: ChildOutput,
+        take_line: Callable[[str], object],
+        take_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Have :meth:`read_logs` read this as well, give each line to ``take_line``, and tell of its end."""
+        self.ends_with_process(output)
+        self._logs.append(_Log(output, take_line, take_end))
+
+    def ends_with_process(self, output: ChildOutput) -> None:
+        """Let this end when the process does, whoever else holds it open."""
+        self._outputs.append(output)
 
     @property
     def pid(self) -> int:
@@ -115,7 +134,7 @@ class WorkerProcess:
         return WorkerExited(self.command, self._returncode, self.stderr_tail)
 
     async def wait_exited(self, timeout_s: float = float("inf")) -> int | None:
-        """Wait until the process has ended and its stderr has been read.
+        """Wait until the process has ended and its logs have been read.
 
         Returns:
             Its exit code; None if ``timeout_s`` seconds did not suffice.
@@ -123,13 +142,13 @@ class WorkerProcess:
         with trio.move_on_after(timeout_s):
             await self._process.wait()
             self._note_exit()
-            await self._stderr_read.wait()
+            await self._logs_read.wait()
         return self._returncode
 
     async def stop(self, ladder: StopLadder) -> None:
         """Walk down the ladder until the process has ended. Leaving its block does this anyway."""
-        await self.link.aclose()
-        if await self.wait_exited(ladder.stdin_grace_s) is not None:
+        await self.hang_up(ladder)
+        if self._returncode is not None:
             return
         self._signal_group(signal.SIGTERM)
         if await self.wait_exited(ladder.term_grace_s) is not None:
@@ -140,23 +159,28 @@ class WorkerProcess:
                 "process %d (%s) is still there %g s after SIGKILL", self.pid, self.command, KILL_WAIT_S
             )
 
-    async def drain_stderr(self) -> None:
-        """Read stderr to its end, for a full pipe would stop the worker. One task must always be at it."""
-        with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            while data := await self._stderr.receive_some(RECEIVE_BYTES):
-                for line in self._stderr_lines.feed(data):
-                    self._take_stderr_line(line)
-        for line in self._stderr_lines.feed_eof():
-            self._take_stderr_line(line)
-        self._stderr_read.set()
+    async def hang_up(self, ladder: StopLadder) -> None:
+        """The ladder's first rung: what ends this kind of process without a signal; nothing does."""
+
+    async def read_logs(self) -> None:
+        """Read its logs to their end, for a full pipe would stop it. One task must always be at it."""
+        with one_exception():
+            async with trio.open_nursery() as nursery:
+                for log in self._logs:
+                    nursery.start_soon(log.read, name="read a child's log")
+        self._logs_read.set()
+
+    def take_log_line(self, line: str) -> None:
+        """Tell ``on_log_line``."""
+        if self._on_log_line is not None:
+            try:
+                self._on_log_line(line)
+            except Exception:  # noqa: BLE001 — logs must be read on, whatever is done with them
+                _log.exception("on_log_line failed")
 
     def _take_stderr_line(self, line: str) -> None:
         self._stderr_tail.append(line)
-        if self._on_stderr_line is not None:
-            try:
-                self._on_stderr_line(line)
-            except Exception:  # noqa: BLE001 — stderr must be read on, whatever is done with it
-                _log.exception("on_stderr_line failed")
+        self.take_log_line(line)
 
     def _note_exit(self) -> None:
         if self._returncode is None:
@@ -164,8 +188,8 @@ class WorkerProcess:
             # At once: while the rest of the group lives, its number is not given to another; were nobody
             # left, the system would have to run through all numbers in these few instructions.
             self._signal_group(signal.SIGKILL)
-            self._stdout.end()
-            self._stderr.end()
+            for output in self._outputs:
+                output.end()
 
     def _signal_group(self, signum: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -173,7 +197,33 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         state = "running" if self._returncode is None else f"ended: {self._returncode}"
-        return f"<WorkerProcess {self.pid} {state}: {self.command}>"
+        return f"<{type(self).__name__} {self.pid} {state}: {self.command}>"
+
+
+class WorkerProcess(ChildProcess):
+    """A worker's process, while the block of :func:`open_process_link` lasts."""
+
+    def __init__(
+        self,
+        process: trio.Process,
+        command: Sequence[str],
+        stdin: DescriptorStream,
+        stdout: DescriptorStream,
+        stderr: DescriptorStream,
+        *,
+        max_frame_bytes: int,
+        on_log_line: Callable[[str], object] | None,
+    ) -> None:
+        super().__init__(process, command, stderr, on_log_line=on_log_line)
+        output = ChildOutput(stdout)
+        self.ends_with_process(output)
+        self.link = DescriptorLink(output, stdin, max_frame_bytes=max_frame_bytes)
+        """Its stdin and stdout. When the process ends, what it has written can still be received."""
+
+    async def hang_up(self, ladder: StopLadder) -> None:
+        """Close its stdin, and give it the time to finish."""
+        await self.link.aclose()
+        await self.wait_exited(ladder.stdin_grace_s)
 
 
 @asynccontextmanager
@@ -206,93 +256,112 @@ async def open_process_link(
     """
     ladder = ladder or StopLadder()
     with ExitStack() as closing:
-        process, pipes = await _spawn(command, env, os.fspath(cwd), closing)
+        process, (stdin, stdout, stderr) = await start_child(command, env, cwd, closing, with_stdin=True)
         worker = WorkerProcess(
             process,
-            pipes,
-            shlex.join(command),
+            command,
+            stdin,
+            stdout,
+            stderr,
             max_frame_bytes=max_frame_bytes,
-            on_stderr_line=on_stderr_line,
+            on_log_line=on_stderr_line,
         )
-        try:
-            with one_exception():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(worker.drain_stderr, name="read stderr")
-                    nursery.start_soon(worker.wait_exited, name="wait for exit")
-                    yield worker
-                    nursery.cancel_scope.cancel(reason="the block has ended")
-        except BaseException:
-            # It ends what was cancelled as well as `Cancelled` does, which would hide it.
-            with suppress(trio.Cancelled):
-                await _end_for_certain(worker, ladder)
-            raise
-        else:
-            await _end_for_certain(worker, ladder)
+        async with ended_for_certain(worker, ladder):
+            yield worker
 
 
-async def _spawn(
-    command: Sequence[str], env: Mapping[str, str], cwd: str, closing: ExitStack
-) -> tuple[trio.Process, _Pipes]:
+async def start_child(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str],
+    closing: ExitStack,
+    *,
+    with_stdin: bool,
+) -> tuple[trio.Process, list[DescriptorStream]]:
+    """Start a program in a session of its own; see :func:`open_process_link`.
+
+    No checkpoint lies between its start and the return: the caller's next step must be
+    :func:`ended_for_certain`. Without ``with_stdin`` its stdin is empty.
+
+    Returns:
+        The process, and this side's ends of the pipes to its stdin (``with_stdin``), stdout and stderr, which
+        ``closing`` closes.
+
+    Raises:
+        SpawnFailed: nothing was started.
+    """
     if isinstance(command, str):
         raise SpawnFailed(command, "it is one string: give the program and its arguments as a list")
     typed = shlex.join(command)
     if not command:
         raise SpawnFailed(typed, "the command is empty")
     try:
-        program = await trio.to_thread.run_sync(find_program, command[0], cwd)
+        program = await trio.to_thread.run_sync(find_program, command[0], os.fspath(cwd))
     except (OSError, ValueError) as exc:
         raise SpawnFailed(typed, str(exc)) from exc
     try:
         with ExitStack() as childs:
             # Made before the process is: once that runs, nothing may fail any more.
-            stdin, child_stdin = _open_pipe(closing, childs, to_child=True)
-            stdout, child_stdout = _open_pipe(closing, childs, to_child=False)
-            stderr, child_stderr = _open_pipe(closing, childs, to_child=False)
-            _enlarge(stdin)
-            _enlarge(stdout)
+            stdin = [_open_pipe(closing, childs, to_child=True)] if with_stdin else []
+            stdout = _open_pipe(closing, childs, to_child=False)
+            stderr = _open_pipe(closing, childs, to_child=False)
+            for own, _ in stdin:
+                # Then messages travel over them, and not only what is logged.
+                _enlarge(own)
+                _enlarge(stdout[0])
             # No checkpoint lies between the start in a thread, which is waited for even when cancelled,
-            # and the `try` of the caller.
+            # and the return.
             process = await trio.lowlevel.open_process(
                 [program, *command[1:]],
-                stdin=child_stdin,
-                stdout=child_stdout,
-                stderr=child_stderr,
+                stdin=stdin[0][1] if stdin else subprocess.DEVNULL,
+                stdout=stdout[1],
+                stderr=stderr[1],
                 env=dict(env),
-                cwd=cwd,
+                cwd=os.fspath(cwd),
                 start_new_session=True,
             )
-            return process, _Pipes(stdin, stdout, stderr)
+            return process, [own for own, _ in (*stdin, stdout, stderr)]
     except (OSError, ValueError) as exc:
         is_transient = isinstance(exc, OSError) and exc.errno in TRANSIENT_ERRORS
         raise SpawnFailed(typed, why_not_started(exc, program), is_transient=is_transient) from exc
 
 
-async def _end_for_certain(worker: WorkerProcess, ladder: StopLadder) -> None:
+@asynccontextmanager
+async def ended_for_certain(child: ChildProcess, ladder: StopLadder) -> AsyncGenerator[None]:
+    """Read a child's logs while the block lasts, and end it with the block; see :func:`open_process_link`."""
     try:
-        await _end(worker, ladder)
+        with one_exception():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child.read_logs, name="read a child's logs")
+                nursery.start_soon(child.wait_exited, name="wait for a child's exit")
+                yield
+                nursery.cancel_scope.cancel(reason="the block has ended")
+    except BaseException:
+        # It ends what was cancelled as well as `Cancelled` does, which would hide it.
+        with suppress(trio.Cancelled):
+            await _end_for_certain(child, ladder)
+        raise
+    else:
+        await _end_for_certain(child, ladder)
+
+
+async def _end_for_certain(child: ChildProcess, ladder: StopLadder) -> None:
+    try:
+        await _end(child, ladder)
     finally:
-        if worker.returncode is None:
+        if child.returncode is None:
             hurried = ladder.hurried()
             # One second more than it can take, so that it ends by itself.
-            await last_words(partial(_end, worker, hurried), within_s=hurried.longest_s + 1)
+            await last_words(partial(_end, child, hurried), within_s=hurried.longest_s + 1)
 
 
-async def _end(worker: WorkerProcess, ladder: StopLadder) -> None:
+async def _end(child: ChildProcess, ladder: StopLadder) -> None:
     with one_exception():
         async with trio.open_nursery() as nursery:
-            # A worker that has much to say at its end must not wait for a reader.
-            nursery.start_soon(worker.drain_stderr, name="read stderr")
-            await worker.stop(ladder)
+            # One that has much to say at its end must not wait for a reader.
+            nursery.start_soon(child.read_logs, name="read a child's logs")
+            await child.stop(ladder)
             nursery.cancel_scope.cancel(reason="the process has ended")
-
-
-@dataclass(frozen=True, slots=True)
-class _Pipes:
-    """This side's ends of a child's three pipes."""
-
-    stdin: DescriptorStream
-    stdout: DescriptorStream
-    stderr: DescriptorStream
 
 
 def _open_pipe(closing: ExitStack, childs: ExitStack, *, to_child: bool) -> tuple[DescriptorStream, int]:
@@ -312,7 +381,7 @@ def _enlarge(pipe: DescriptorStream) -> None:
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-class _ChildOutput(trio.abc.ReceiveStream):
+class ChildOutput(trio.abc.ReceiveStream):
     """A pipe from a child. After the child's end it yields what lies in it, whoever else holds it open."""
 
     def __init__(self, pipe: DescriptorStream) -> None:
@@ -330,6 +399,7 @@ class _ChildOutput(trio.abc.ReceiveStream):
                 self._waiting.cancel(reason="the child is gone")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for bytes; return some, or none at the end. Cancelling loses no byte."""
         while self._left is None:
             with trio.CancelScope() as self._waiting:
                 return self._counted(await self._pipe.receive_some(max_bytes))
@@ -346,14 +416,37 @@ class _ChildOutput(trio.abc.ReceiveStream):
         return data
 
     async def aclose(self) -> None:
+        """Close the pipe."""
         await self._pipe.aclose()
 
     def __repr__(self) -> str:
         return f"<pipe {self._pipe.fileno()} from a child>"
 
 
+class _Log:
+    """Reads one output of a child line by line."""
+
+    def __init__(
+        self, output: ChildOutput, take_line: Callable[[str], object], take_end: Callable[[], object]
+    ) -> None:
+        self._output = output
+        self._take_line = take_line
+        self._take_end = take_end
+        self._lines = _LogLines()
+
+    async def read(self) -> None:
+        """Read to the end. Cancelling loses nothing."""
+        with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await self._output.receive_some(RECEIVE_BYTES):
+                for line in self._lines.feed(data):
+                    self._take_line(line)
+        for line in self._lines.feed_eof():
+            self._take_line(line)
+        self._take_end()
+
+
 class _LogLines:
-    """Cuts a worker's stderr into lines for people and terminals, however hostile the worker is."""
+    """Cuts what a worker logs into lines for people and terminals, however hostile the worker is."""
 
     def __init__(self) -> None:
         self._line = bytearray()

@@ -228,6 +228,7 @@ class Worker:
         tls: TlsFiles | None = None,
         allow_insecure_bind: bool = False,
         http_limits: HttpServerLimits | None = None,
+        instance_id: str | None = None,
         blob_urls: OutboundPolicy | None = None,
         blob_bearers: Mapping[str, SecretStr] | None = None,
     ) -> AsyncGenerator[HttpHost]:
@@ -245,11 +246,12 @@ class Worker:
             tls: certificate, key, and whose certificates clients must present.
             allow_insecure_bind: listen beyond loopback although everybody may call.
             http_limits: the bounds of HTTP.
+            instance_id: tells this process from the others behind a balancer; random by default.
             blob_urls: which URLs of blobs runtimes may name.
             blob_bearers: tokens for those, by origin, such as ``http://runtime.internal:7837``.
 
         Raises:
-            ConfigError: the address, the certificate or the key cannot be used, or everybody could call.
+            ConfigError: the address, a file of ``tls`` or the id cannot be used, or everybody could call.
             BindFailed: the address is taken, or not this machine's.
         """
         from stepflow_trio.transports.http.hosting import open_http_host
@@ -261,6 +263,7 @@ class Worker:
         async with open_blob_clients(policy=blob_urls, bearers=blob_bearers) as blob_clients:
             endpoint = self.http_endpoint(
                 http_limits=limits,
+                instance_id=instance_id,
                 blob_clients=blob_clients,
                 clients_are_known=bool(
                     (security and security.bearer) or (tls is not None and tls.client_ca is not None)
@@ -291,6 +294,7 @@ class Worker:
         tls: TlsFiles | None = None,
         allow_insecure_bind: bool = False,
         http_limits: HttpServerLimits | None = None,
+        instance_id: str | None = None,
         blob_urls: OutboundPolicy | None = None,
         blob_bearers: Mapping[str, SecretStr] | None = None,
     ) -> None:
@@ -311,6 +315,7 @@ class Worker:
                     tls=tls,
                     allow_insecure_bind=allow_insecure_bind,
                     http_limits=http_limits,
+                    instance_id=instance_id,
                     blob_urls=blob_urls,
                     blob_bearers=blob_bearers,
                 ) as http:

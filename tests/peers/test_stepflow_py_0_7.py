@@ -9,11 +9,11 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from releases import WORKERS, needs, sdk_python
 
 from stepflow_trio import CallFailed, ErrorCode, RunFailed, Runtime, open_runtime
 from stepflow_trio.engine import Handlers, open_connection
@@ -36,16 +36,10 @@ from stepflow_trio.runtime.retries import Constant, RetryPolicy
 from stepflow_trio.runtime.routing import Route, Rule
 from stepflow_trio.transports.process import StopLadder, open_process_link
 
-PEERS = Path(os.environ.get("STEPFLOW_TRIO_PEERS", Path.home() / ".cache" / "stepflow-trio" / "peers"))
-PYTHON = PEERS / "stepflow-py-0.7.0" / "bin" / "python"
-SCRIPT = Path(__file__).parent / "workers" / "sdk_0_7.py"
+PYTHON = sdk_python("0.7.0")
+SCRIPT = WORKERS / "sdk_0_7.py"
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(
-        not PYTHON.exists(), reason=f"stepflow-py 0.7.0 is not at {PYTHON}: `bash .ci/peers` installs it"
-    ),
-]
+pytestmark = needs("stepflow-py-0.7.0")
 
 QUICK = StopLadder(stdin_grace_s=0.5, term_grace_s=0.5, cancelled_grace_s=0.2)
 

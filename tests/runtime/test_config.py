@@ -231,9 +231,6 @@ def test_the_default_configuration_routes_the_builtin_components():
     [
         ("{type: mock, components: {}}", "mock", "mock plugins are not supported"),
         ("{type: mcp, command: npx, args: [-y, $UNSET]}", "mcp", "mcp plugins are not supported"),
-        ("{type: stepflow, url: 'http://localhost:1'}", "stepflow", "a worker at a URL speaks HTTP"),
-        ("{type: stepflow, command: w}", "stepflow", "without `transport: stdio` a worker speaks HTTP"),
-        ("{type: stepflow, transport: http, command: w}", "stepflow", "workers over HTTP are not supported"),
     ],
 )
 def test_a_plugin_of_another_kind_costs_a_warning_and_only_its_own_components(plugin, kind, reason):
@@ -288,7 +285,6 @@ retry:
         ("«storageConfig: {type: sqlite, databaseUrl: x}", "blobs and runs are kept in memory"),
         ("«leaseManager: {type: etcd, endpoints: []}", "this runtime shares its runs with no other"),
         ("«recovery: {enabled: true}", "runs that were interrupted are not taken up again"),
-        ("«blobApi: {url: x}", "workers read and write blobs over their own connection"),
         ("«qqq: x", "there is no such key here"),
         ("«working_dir: x", "there is no such key here"),
         ("«working_directory: x", 'there is no such key here; did you mean "workingDirectory"?'),

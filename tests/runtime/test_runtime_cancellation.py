@@ -163,7 +163,7 @@ class SlowBlobStore(MemoryBlobStore):
         super().__init__()
         self.waiting = self.cancelled = 0
 
-    async def put(self, content: bytes, blob_type: str) -> str:
+    async def put(self, content: bytes, blob_type: str, filename: str | None = None) -> str:
         if blob_type == "data":
             self.waiting += 1
             try:

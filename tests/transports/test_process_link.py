@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import Lifelines, has_children, open_files, wait_dead
+from process_stage import Lifelines, has_children, open_files, wait_dead
 
 from stepflow_trio.engine import Handlers, Limits, open_connection
 from stepflow_trio.errors import LossReason, SpawnFailed, WorkerExited
@@ -27,9 +27,9 @@ from stepflow_trio.transports.process import (
     PIPE_BYTES,
     STDERR_LINE_BYTES,
     STDERR_TAIL_LINES,
+    ChildOutput,
     StopLadder,
     WorkerProcess,
-    _ChildOutput,
     open_process_link,
 )
 
@@ -294,7 +294,7 @@ async def test_a_failing_stderr_callback_is_logged_and_stops_nothing(
     async with open_process_link(python(script), env={}, cwd=tmp_path, on_stderr_line=fail) as worker:
         assert await ask(worker, b"1") == b"1"
     assert worker.stderr_tail == ("1", "2")
-    assert [record.getMessage() for record in caplog.records] == ["on_stderr_line failed"] * 2
+    assert [record.getMessage() for record in caplog.records] == ["on_log_line failed"] * 2
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -419,9 +419,9 @@ async def test_output_that_is_read_in_the_moment_of_the_end_is_counted_once() ->
         reader, writer = os.pipe()
         bell, ringer = os.pipe()
         async with trio.lowlevel.FdStream(bell) as ending:
-            output = _ChildOutput(DescriptorStream(reader))
+            output = ChildOutput(DescriptorStream(reader))
 
-            async def end(ending: trio.lowlevel.FdStream, output: _ChildOutput) -> None:
+            async def end(ending: trio.lowlevel.FdStream, output: ChildOutput) -> None:
                 await ending.receive_some(1)
                 output.end()
 
@@ -448,7 +448,7 @@ async def test_what_others_write_between_the_end_and_the_read_keeps_nobody_waiti
             os.write(writer, b" and more")
             return os.read(self.fileno(), 100)
 
-    output = _ChildOutput(ReadLate(reader))
+    output = ChildOutput(ReadLate(reader))
     os.write(writer, b"last")
     with trio.fail_after(1):
         assert await output.receive_some() == b"last and more"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from conftest import Lifelines, wait_dead
+from process_stage import Lifelines, wait_dead
 
 import stepflow_trio
 from stepflow_trio.errors import LocalProtocolError

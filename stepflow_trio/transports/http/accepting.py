@@ -48,14 +48,17 @@ async def serve_connections(
     """
     with one_exception():
         async with trio.open_nursery() as connections:
-            async with AsyncExitStack() as closing, trio.open_nursery() as accepting:
-                door = _Door(serve, limits, connections)
+            async with AsyncExitStack() as closing:
                 for listener in listeners:
                     closing.push_async_callback(listener.aclose)
-                    accepting.start_soon(door.accept, listener)
-                task_status.started()
-                await stop.wait()
-                accepting.cancel_scope.cancel()
+                door = _Door(serve, limits, connections)
+                with one_exception():
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(door.accept, listener)
+                        task_status.started()
+                        await stop.wait()
+                        accepting.cancel_scope.cancel()
             drain()
             connections.cancel_scope.deadline = trio.current_time() + limits.drain_s
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from http import HTTPStatus
 
 from stepflow_trio.errors import LocalProtocolError
+from stepflow_trio.protocol import codec
 from stepflow_trio.transports.http.asgi import Message
 
 _STATUS_LINES: dict[int, bytes] = {
@@ -120,7 +120,7 @@ class Answer:
 def last_answer(status: int, content: dict[str, str], *, to: bytes, date: bytes) -> bytes:
     """A whole answer in JSON to this method, behind which the connection closes."""
     answer = Answer(to, is_http_1_0=False)
-    body = json.dumps(content).encode()
+    body = codec.encode_json(content)
     start = {"status": status, "headers": [(b"content-type", b"application/json")]}
     head = answer.head(start, only_part=body, date=date, closes=True)
     return b"".join([head, *answer.part(body, is_end=True)])

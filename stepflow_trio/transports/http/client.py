@@ -483,6 +483,8 @@ class _BodySender:
             parts = [self._connection.end_bytes()] if piece is None else self._connection.body_bytes(piece)
         except h11.LocalProtocolError as exc:
             raise LocalProtocolError(f"the body's length is not what content-length says: {exc}") from None
+        if piece is not None and len(piece) <= SMALL_BODY_BYTES:
+            parts = [b"".join(parts)]
         self._progressed()
         try:
             for part in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from msgspec import UNSET
 from stepflow_trio.engine import Handlers, Limits, open_connection
 from stepflow_trio.engine.connection import RETRY_AFTER_S
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ErrorCode, RpcError
+from stepflow_trio.errors import ConfigError, ErrorCode, RpcError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.lines import LineFramer
 from stepflow_trio.protocol.messages import (
@@ -50,6 +51,8 @@ INSTANCE_HEADER = b"stepflow-instance-id"
 
 JSON = b"application/json"
 JSON_LINES = b"application/x-ndjson"
+
+_INSTANCE_ID = re.compile(r"[!-~]{1,200}")
 
 _log = logging.getLogger("stepflow_trio.transports")
 
@@ -96,6 +99,9 @@ class HttpEndpoint:
         http_limits: the bounds of HTTP.
         instance_id: tells this process from the others behind a balancer; random by default.
         name: what ``/health`` calls this service.
+
+    Raises:
+        ConfigError: ``instance_id`` is nothing that a header could hold.
     """
 
     def __init__(
@@ -110,6 +116,11 @@ class HttpEndpoint:
         self._service = service
         self._limits = limits or Limits()
         self._http_limits = http_limits or HttpServerLimits()
+        if instance_id is not None and not _INSTANCE_ID.fullmatch(instance_id):
+            message = (
+                f"instance_id is {instance_id!r:.250}; it takes up to 200 ASCII characters without spaces"
+            )
+            raise ConfigError(message)
         self.instance_id = instance_id or str(uuid.uuid4())
         self._instance_id = self.instance_id.encode("ascii")
         self._name = name
@@ -396,7 +407,7 @@ async def _refuse(
 
 
 async def _refuse_kind(kind: str, receive: Receive, send: Send) -> None:
-    """Answer what is not an HTTP request: nothing is to be done at start and stop, and there are no sockets."""
+    """Answer what is not an HTTP request: nothing is done at start and stop, and no socket opened."""
     if kind == "websocket":
         await send({"type": "websocket.close", "code": 1000})
     elif kind == "lifespan":

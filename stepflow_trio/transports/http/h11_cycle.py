@@ -113,9 +113,7 @@ class Cycle:
             if self._begun and not self._complete:
                 # Where the connection's end would be the body's, a reset says that it is not.
                 await (self._wire.abort() if self._answer.ends_with_connection else self._wire.close())
-        is_ready = self._is_reusable()
-        self._gone = True
-        return is_ready
+        return self._is_reusable()
 
     def _read_head(self, request: h11.Request, scope: Scope) -> None:
         method, target, version = request.method, request.target, request.http_version
@@ -137,20 +135,21 @@ class Cycle:
         scope["headers"] = headers
 
     async def _call_application(self, scope: Scope) -> None:
-        failure: ExceptionGroup[Exception] | None = None
+        incident: str | None = None
         try:
             await self._state.app(scope, self.receive, self.send)
         except* Exception as failures:  # noqa: BLE001 - whatever it raises, the server goes on
-            failure = failures
-        if failure is None and (self._complete or self._gone):
-            return
-        if failure is not None and self._gone and failure.split(OSError)[1] is None:
-            return  # what `send` has raised
+            if not self._gone or failures.split(OSError)[1] is not None:  # those `send` has raised
+                incident = self._log_incident("failed", failures)
+        if not (self._complete or self._gone):
+            incident = incident or self._log_incident("did not answer", None)
+            await self._answer_instead(500, {"error": "internal error", "incident": incident})
+
+    def _log_incident(self, what: str, failures: ExceptionGroup[Exception] | None) -> str:
         incident = secrets.token_hex(4)
-        what = "did not answer" if failure is None else "failed"
         request = f"{self._method.decode()} {self._target[:200].decode()}"
-        log.error("the application %s: %s, incident %s", what, request, incident, exc_info=failure)
-        await self._answer_instead(500, {"error": "internal error", "incident": incident})
+        log.error("the application %s: %s, incident %s", what, request, incident, exc_info=failures)
+        return incident
 
     # The request's body, and whether the client is still there.
 

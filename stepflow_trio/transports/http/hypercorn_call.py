@@ -6,19 +6,23 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
 from typing import Any, Protocol
 
+import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Event
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import AppWrapper
 
+from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.transports.http.asgi import AsgiApp, Message, Scope
 from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.request_limits import BodyBudget, Refused
+
+_BODILESS = (204, 304)
 
 log = logging.getLogger("stepflow_trio.transports")
 
@@ -51,8 +55,8 @@ class Owner(Protocol):
 
     service: Service
     is_closing: bool
-    calls: int
-    """Calls of the application that have not returned."""
+    calls: set[AppCall]
+    """Those that have not returned."""
     uploads: set[AppCall]
     """Those of them whose request's body has not come to its end."""
 
@@ -124,6 +128,9 @@ class AppCall:
         self.is_body_complete = False
         self._is_end_told = False
         self._is_gone = False
+        self._start: Message | None = None
+        self.is_answered_at_once = False
+        """Whether the answer's start and its whole body come together."""
         self._wake: trio.Event | None = None
 
     @property
@@ -144,7 +151,7 @@ class AppCall:
         scope["asgi"] = {"version": "3.0", "spec_version": "2.4"}
         scope["extensions"] = {}  # server push, early hints and trailers: nothing here needs their risks
         self._app_send = send
-        self._owner.calls += 1
+        self._owner.calls.add(self)
         self._owner.uploads.add(self)
         self._owner.spawn(self._run, scope)
         return self.put
@@ -211,7 +218,7 @@ class AppCall:
                 self._wake = trio.Event()
             await self._wake.wait()
         if self._is_gone:
-            await trio.lowlevel.checkpoint()  # who asks again and again must not keep the others waiting
+            await trio.lowlevel.checkpoint()  # nothing else stops who asks and asks
             return {"type": "http.disconnect"}
         body = self._unread[0] if len(self._unread) == 1 else b"".join(self._unread)
         self._unread.clear()
@@ -224,35 +231,71 @@ class AppCall:
     async def send(self, message: Message) -> None:
         """Send the answer's start or a part of its body. Waits, before it sends, until the client takes more.
 
-        A checkpoint. Cancelling may leave a part unsent, never half of it.
+        The start goes out with the first part, so that an answer in one part has a length. Who wants the
+        client to see it earlier sends an empty part with ``more_body``.
+
+        A checkpoint, behind each part but the last too. Cancelling may leave a part unsent, never half of it.
 
         Raises:
-            ClientGone: nobody needs this answer any more.
+            ClientGone: the client has closed, or took no bytes for ``send_timeout_s``; nobody needs the rest
+                of the answer.
+            LocalProtocolError: this makes no valid answer.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._owner.wait_writable()
+        kind = message["type"]
+        if self.stream.state is ASGIHTTPState.CLOSED:
+            raise LocalProtocolError(f"the answer is complete: {kind} comes too late")
         if self._is_gone:
-            await trio.lowlevel.checkpoint()
-            raise ClientGone("the client has closed the connection, or the answer is complete")
-        await self._app_send(message)
+            raise ClientGone("the client has closed the connection")
+        if kind == "http.response.start":
+            if self._start is not None:
+                raise LocalProtocolError("the answer has begun: http.response.start comes once")
+            self._start = message
+            return
+        if kind != "http.response.body":
+            raise LocalProtocolError(f"an answer has no message of type {kind!r}")
+        if self._start is None:
+            raise LocalProtocolError("the answer's body comes before http.response.start")
+        try:
+            if not self.has_begun:
+                await self._app_send(self._with_length(self._start, message))
+            await self._app_send(message)
+        except (h11.LocalProtocolError, LookupError, TypeError, ValueError) as exc:
+            raise LocalProtocolError(f"the answer is not valid HTTP: {exc}") from exc
+        if message.get("more_body", False):
+            await trio.lowlevel.checkpoint()  # nothing else stops who sends and sends
+
+    def _with_length(self, start: Message, first: Message) -> Message:
+        self.is_answered_at_once = not first.get("more_body", False)
+        if not self.is_answered_at_once or start["status"] in _BODILESS:
+            return start
+        body: bytes = first.get("body", b"")
+        headers: list[tuple[bytes, bytes]] = [*start.get("headers", ())]
+        lengths = [value for name, value in headers if name.lower() == b"content-length"]
+        if self.stream.scope["method"] == "HEAD":
+            if lengths or not body:  # to HEAD, no body says nothing about the length that GET would get
+                return start
+        elif lengths:
+            if len(lengths) > 1 or int(lengths[0]) != len(body):
+                raise ValueError(
+                    f"its content-length is {b', '.join(lengths)!r}, and its body {len(body)} bytes"
+                )
+            return start
+        return {**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
 
     async def _run(self, scope: Scope) -> None:
-        failure: BaseException | None = None
+        incident = ""
         try:
             await self._owner.service.app(scope, self.receive, self.send)
         except* ClientGone:
             pass
         except* Exception as failures:  # noqa: BLE001 - whatever it was, the server goes on
-            failure = failures
+            incident = _log_incident("failed", scope, failures)
         finally:
-            self._owner.calls -= 1
-        if failure is None and self._is_gone:
-            return
-        incident = secrets.token_hex(4)
-        what = "did not answer" if failure is None else "failed"
-        place = (scope["method"], scope["raw_path"][:200].decode("ascii"))
-        log.error("the application %s, for %s %s, incident %s", what, *place, incident, exc_info=failure)
+            self._owner.calls.discard(self)
         if not self._is_gone:
+            incident = incident or _log_incident("did not answer", scope, None)
             self.leave()
             await self._protocol.answer_instead(self, 500, {"error": "internal error", "incident": incident})
 
@@ -260,6 +303,34 @@ class AppCall:
         if self._wake is not None:
             self._wake.set()
             self._wake = None
+
+
+def _log_incident(what: str, scope: Scope, failures: ExceptionGroup[Exception] | None) -> str:
+    incident = secrets.token_hex(4)
+    request = f"{scope['method']} {scope['raw_path'][:200].decode('ascii')}"
+    log.error("the application %s: %s, incident %s", what, request, incident, exc_info=failures)
+    return incident
+
+
+def answer_headers(
+    given: Iterable[tuple[bytes, bytes]], date: bytes
+) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """An answer's headers, and whether the application wants it to be the connection's last.
+
+    What ASGI makes the server's matter, ``connection`` and ``transfer-encoding``, is left out.
+    """
+    headers: list[tuple[bytes, bytes]] = []
+    is_last = has_date = False
+    for raw_name, value in given:
+        name = raw_name.lower()
+        if name == b"connection":
+            is_last |= b"close" in value.lower()
+        elif name != b"transfer-encoding":
+            has_date |= name == b"date"
+            headers.append((name, value))
+    if not has_date:
+        headers.append((b"date", date))
+    return headers, is_last
 
 
 def json_answer(content: dict[str, str]) -> tuple[list[tuple[bytes, bytes]], bytes]:

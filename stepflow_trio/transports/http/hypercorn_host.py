@@ -28,9 +28,10 @@ from stepflow_trio.transports.http.security import TlsFiles, server_ssl_context
 ACCEPT_PAUSE_S = 0.1
 """Before the next try, where there was no descriptor or memory for a connection."""
 
-LINGER_S = 1.0
-"""Behind the last answer a client is read for so long, and what it says is thrown away: to close over unread
-bytes resets the connection, and a reset can take the answer away from the client."""
+LINGER_S = 2.0
+LINGER_BYTES = 2**20
+"""Behind the last answer so much is read and thrown away, for so long, unless the client closes before: to
+close over unread bytes resets the connection, and a reset can take the answer away from the client."""
 
 UNSENT_BYTES = 64 * 2**10
 """While more than this is written and not taken by the client, nothing more is written."""
@@ -153,7 +154,7 @@ class _Connection:
     ) -> None:
         self.service = server.service
         self.is_closing = False
-        self.calls = 0
+        self.calls: set[AppCall] = set()
         self.uploads: set[AppCall] = set()
         self._server = server
         self._addresses = {"client": client, "server": server_address}
@@ -284,7 +285,8 @@ class _Connection:
                     await self._wake_writer.wait()
                 parts, self._unsent = self._unsent, []
                 for part in _join_small(parts):
-                    await self._send_part(part)
+                    if not self._is_lost:
+                        await self._send_part(part)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lose()
         finally:
@@ -313,6 +315,8 @@ class _Connection:
 
     def _lose(self) -> None:
         self._is_lost = True
+        for call in list(self.calls):
+            call.leave()
         self._unsent.clear()
         self._unsent_bytes = 0
         if self._writable is not None:
@@ -330,8 +334,9 @@ class _Connection:
                     await self._tls.unwrap()
             if isinstance(self._transport, trio.abc.HalfCloseableStream):
                 await self._transport.send_eof()
-            while await self._transport.receive_some(SEND_BYTES):
-                pass
+            left = LINGER_BYTES
+            while left > 0 and (data := await self._transport.receive_some(SEND_BYTES)):
+                left -= len(data)
 
     # ---- what hypercorn calls
 

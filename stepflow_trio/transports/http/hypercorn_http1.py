@@ -15,7 +15,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
-from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, json_answer, log
+from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, answer_headers, json_answer, log
 from stepflow_trio.transports.http.request_limits import Refused, check_head, check_http1_framing, origin_form
 
 AHEAD_BYTES = 64 * 2**10
@@ -26,7 +26,7 @@ EVENTS_PER_TURN = 256
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _IN_REQUEST = (h11.IDLE, h11.SEND_BODY)
-_BEHIND_LAST_REQUEST = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
+_BEHIND_LAST_REQUEST = (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)  # what comes there is ignored (RFC 9112, 9.6)
 
 
 class Http1(H11Protocol):
@@ -89,7 +89,7 @@ class Http1(H11Protocol):
             return
         their_state = self._http.their_state
         if their_state in _BEHIND_LAST_REQUEST:
-            return  # RFC 9112, section 9.6: what stands behind the last request is ignored
+            return
         if their_state not in _IN_REQUEST:
             self._ahead_bytes += len(event.data)
             if self._ahead_bytes > AHEAD_BYTES:
@@ -118,7 +118,7 @@ class Http1(H11Protocol):
 
     async def _parse(self) -> None:
         parsed = 0
-        while not self._owner.is_closing:
+        while not self._owner.is_closing and self._http.their_state not in _BEHIND_LAST_REQUEST:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 await self.send(Updated(idle=False))
@@ -206,18 +206,14 @@ class Http1(H11Protocol):
             await super().stream_send(event)
 
     def _head(self, event: stream_events.Response) -> h11.Response:
-        headers: list[tuple[bytes, bytes]] = []
-        has_date = False
-        for raw_name, value in event.headers:
-            name = raw_name.lower()
-            if name == b"connection":
-                self._is_last |= b"close" in value.lower()
-            elif name != b"transfer-encoding":  # as ASGI says: both are the server's
-                has_date |= name == b"date"
-                headers.append((name, value))
-        if not has_date:
-            headers.append((b"date", self._service.date()))
-        if self._service.is_stopping or self._requests >= self._service.limits.max_requests_per_connection:
+        headers, is_last = answer_headers(event.headers, self._service.date())
+        limits, call = self._service.limits, self._call
+        if (
+            is_last
+            or self._service.is_stopping
+            or self._requests >= limits.max_requests_per_connection
+            or (call is not None and call.is_answered_at_once and not call.is_body_complete)
+        ):
             self._is_last = True
         if self._is_last:
             headers.append((b"connection", b"close"))

@@ -20,7 +20,8 @@ from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 
-from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, json_answer, log
+from stepflow_trio.errors import LocalProtocolError
+from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, answer_headers, json_answer, log
 from stepflow_trio.transports.http.request_limits import Refused, check_head
 
 MAX_STREAMS = 100
@@ -31,6 +32,7 @@ MAX_CALLS = 2 * MAX_STREAMS
 requests faster than the application gives them up."""
 
 _WINDOW_BYTES = 2**16 - 1
+_VISIBLE = frozenset(range(0x21, 0x7F))
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
@@ -144,7 +146,7 @@ class Http2(H2Protocol):
     async def _begin(self, event: h2.events.RequestReceived) -> None:
         stream_id = event.stream_id
         errors = h2.errors.ErrorCodes
-        if self._owner.calls >= MAX_CALLS:
+        if len(self._owner.calls) >= MAX_CALLS:
             log.warning("a client resets its requests faster than they can be given up")
             self.connection.close_connection(errors.ENHANCE_YOUR_CALM)
             await self._flush()
@@ -157,7 +159,7 @@ class Http2(H2Protocol):
             return
         head = {name: value for name, value in event.headers if name[:1] == b":"}
         method, target = head.get(b":method", b""), head.get(b":path", b"")
-        is_path = target[:1] in (b"/", b"*") and target.isascii() and target.decode("ascii").isprintable()
+        is_path = target[:1] in (b"/", b"*") and _VISIBLE.issuperset(target)
         if not _TOKEN.issuperset(method) or not method or not (is_path or method == b"CONNECT"):
             self._reset(stream_id, errors.PROTOCOL_ERROR)
             return
@@ -235,6 +237,9 @@ class Http2(H2Protocol):
             # The last bytes may still be in its buffer.
             await self._forget_call(event.stream_id)
             return
+        if isinstance(event, stream_events.Response):
+            await self._send_head(event)
+            return
         if not isinstance(event, stream_events.Body | stream_events.EndBody):
             await super().stream_send(event)
             return
@@ -249,6 +254,16 @@ class Http2(H2Protocol):
         if scope.cancelled_caught:
             log.debug("a client took no bytes of an answer for %g s", timeout_s)
             await self._cut(event.stream_id, h2.errors.ErrorCodes.CANCEL)
+
+    async def _send_head(self, event: stream_events.Response) -> None:
+        headers, _ = answer_headers(event.headers, self._service.date())
+        try:
+            self.connection.send_headers(event.stream_id, [(b":status", b"%d" % event.status_code), *headers])
+        except (h2.exceptions.StreamClosedError, h2.exceptions.NoSuchStreamError):
+            return
+        except h2.exceptions.ProtocolError as exc:
+            raise LocalProtocolError(f"the answer is not valid HTTP: {exc}") from exc
+        await self._flush()
 
     async def _send_data(self, stream_id: int) -> None:
         await self._owner.wait_writable()
@@ -288,12 +303,12 @@ class Http2(H2Protocol):
 
     def _send_whole(self, stream_id: int, status: int, content: dict[str, str]) -> None:
         headers, body = json_answer(content)
-        head = [(b":status", b"%d" % status), *headers, (b"date", self._service.date())]
+        headers, _ = answer_headers(headers, self._service.date())
         try:
             if self.connection.local_flow_control_window(stream_id) < len(body):
                 body = b""
-                head = [each for each in head if each[0] != b"content-length"]
-            self.connection.send_headers(stream_id, head)
+                headers = [each for each in headers if each[0] != b"content-length"]
+            self.connection.send_headers(stream_id, [(b":status", b"%d" % status), *headers])
             self.connection.send_data(stream_id, body, end_stream=True)
         except h2.exceptions.ProtocolError as exc:
             log.debug("an answer came too late: %s", exc)

@@ -15,11 +15,11 @@ from stepflow_trio.engine.link import Link
 from stepflow_trio.errors import ConnectionLost, RemoteProtocolError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.sse import escape_non_ascii
+from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.events import EventStream, Opening
 from stepflow_trio.transports.http.limits import HttpClientLimits
-from stepflow_trio.transports.http.post_link import PostLink
-from stepflow_trio.transports.http.bearer import SecretStr
+from stepflow_trio.transports.http.post_link import Headers, PostLink
 from stepflow_trio.transports.http.session_link import SessionLink
 from stepflow_trio.transports.http.urls import HttpUrl
 
@@ -66,15 +66,16 @@ async def open_http_link(
     """
     limits = limits or HttpClientLimits()
     said = escape_non_ascii(codec.encode_json(dict(capabilities)))
-    headers = [(b"stepflow-capabilities", said)]
+    headers: Headers = [(b"stepflow-capabilities", said)]
     to_worker = partial(open_http_client, url, limits=limits, tls=tls, bearer=bearer, connect=connect)
     # Apart, or requests that wait for the answers to their callbacks could take every connection there is.
     async with to_worker() as client, to_worker() as short_client:
         if sessions != "never":
             async with _open_session(client, headers, limits) as opened:
                 if opened is not None and (sessions == "always" or dialects.BATCH in opened[1].extensions):
-                    stream, opening = opened
+                    stream, opening, instance = opened
                     target = _session_target(opening)
+                    headers += instance
                     if dialects.BATCH in opening.extensions:
                         yield SessionLink(
                             short_client,
@@ -95,15 +96,18 @@ async def open_http_link(
 
 @asynccontextmanager
 async def _open_session(
-    client: HttpClient, headers: list[tuple[bytes, bytes]], limits: HttpClientLimits
-) -> AsyncGenerator[tuple[EventStream, Opening] | None]:
-    """Open a session; None where the worker has none."""
+    client: HttpClient, headers: Headers, limits: HttpClientLimits
+) -> AsyncGenerator[tuple[EventStream, Opening, Headers] | None]:
+    """Open a session; None where the worker has none. With it come headers for what is sent in it."""
     asked = [(b"accept", b"text/event-stream"), *headers]
     async with client.request("GET", "/runtime/events", headers=asked) as response:
         content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
         if response.status == 200 and content_type == b"text/event-stream":
             stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
-            yield stream, await stream.read_opening()
+            instance_id = response.headers.get(b"stepflow-instance-id")
+            # A balancer leads to the session's own instance what says this.
+            instance = [] if instance_id is None else [(b"stepflow-instance-id", instance_id)]
+            yield stream, await stream.read_opening(), instance
             return
         await response.read(limits.max_header_bytes)
         if response.status not in (404, 405, 406, 501):
@@ -116,7 +120,7 @@ async def _open_post_link(
     client: HttpClient,
     short_client: HttpClient,
     target: str,
-    headers: list[tuple[bytes, bytes]],
+    headers: Headers,
     limits: HttpClientLimits,
     stream: EventStream | None,
 ) -> AsyncGenerator[PostLink]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import select
+import ssl
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
@@ -71,8 +74,8 @@ class HttpConnection:
         self._is_at_end = False
         self._is_reusable = True
         self._is_closed = False
-        self.idle_since_s = 0.0
-        """When the last exchange ended, by trio's clock."""
+        self.expires_at_s = math.inf
+        """While it is idle: until when it may be used, by trio's clock."""
         self.has_sent = False
         """Whether the server may have taken some of the exchange's bytes."""
 
@@ -149,7 +152,7 @@ class HttpConnection:
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as exc:
-            raise self._lost_by_answer(exc) from exc
+            raise self._lost_by_answer(exc) from None
 
     async def _receive(self) -> None:
         max_bytes = RECEIVE_BYTES
@@ -203,9 +206,9 @@ class HttpConnection:
     def is_stale(self, now_s: float) -> bool:
         """Whether the server has closed it, or said something unasked, or may be about to close it.
 
-        Of streams other than sockets, and TLS over sockets, only the age is known.
+        What the server did is seen on sockets, under TLS too; of other streams only the age is known.
         """
-        if now_s - self.idle_since_s >= self._limits.keep_alive_s:
+        if now_s >= self.expires_at_s:
             return True
         return self._poll is not None and bool(self._poll.poll(0))
 
@@ -218,10 +221,12 @@ class HttpConnection:
             await close_by_force(self._transport)
 
     def _lost_by_answer(self, exc: h11.RemoteProtocolError) -> ConnectionLost:
+        # Without what h11 quotes: that could be long, or be what a server gives back of a token.
+        why = str(exc).partition(": bytearray(")[0]
         if not self._is_at_end:
-            return self._lost(LossReason.PROTOCOL_VIOLATION, f"the answer is no HTTP/1.1: {exc}")
+            return self._lost(LossReason.PROTOCOL_VIOLATION, f"the answer is no HTTP/1.1: {why}")
         if not self._is_in_head:
-            return self._lost(LossReason.PEER_CLOSED, f"the answer's body is cut short: {exc}")
+            return self._lost(LossReason.PEER_CLOSED, f"the answer's body is cut short: {why}")
         where = (
             f"{self._head_bytes} bytes into the answer's head" if self._head_bytes else "without an answer"
         )
@@ -320,7 +325,7 @@ class ConnectionPool:
         if self._is_closed or not connection.finish():
             await self._close(connection)
             return
-        connection.idle_since_s = trio.current_time()
+        connection.expires_at_s = trio.current_time() + self._limits.keep_alive_s
         if self._waiting:
             self._wake(outcome.Value(connection))
         elif len(self._idle) < self._limits.max_idle_connections:
@@ -346,7 +351,7 @@ class ConnectionPool:
         while True:
             while not self._idle:
                 await self._idle_again.park()
-            await trio.sleep_until(self._idle[0].idle_since_s + self._limits.keep_alive_s)
+            await trio.sleep_until(self._idle[0].expires_at_s)
             while self._idle and self._idle[0].is_stale(trio.current_time()):
                 await self._close(self._idle.popleft())
 
@@ -386,7 +391,9 @@ def client_closed() -> ConnectionLost:
 def why_failed(exc: BaseException) -> str:
     """What went wrong with a stream, in the words of who knows best."""
     if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
+        if exc.errno is None or exc.errno not in errno.errorcode or isinstance(exc, ssl.SSLError):
+            return exc.strerror
+        return os.strerror(exc.errno)  # to these words trio adds the address, which is known here
     cause = exc.__cause__
     if isinstance(cause, OSError):  # ssl.SSLError is one
         return why_failed(cause)

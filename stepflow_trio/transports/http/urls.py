@@ -15,7 +15,7 @@ _URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?(?P<fragment>#.*)?",
     re.IGNORECASE,
 )
-_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>.*))?")
+_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
 _HOST_NAME = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.?"
 )
@@ -52,14 +52,14 @@ class HttpUrl:
             raise _invalid(text, "it does not begin with http:// or https://")
         scheme = parts["scheme"].lower()
         if scheme not in _DEFAULT_PORTS:
-            raise _invalid(text, f"its scheme is {scheme}, where only http and https can be used")
+            raise _invalid(text, "only http and https can be used")
         if "@" in parts["authority"]:
             raise _invalid(text, "it has a user name before the host, which is not used; give a bearer token")
         if parts["query"] is not None or parts["fragment"] is not None:
             raise _invalid(text, "it has a query or a fragment, to which no path can be added")
         place = _AUTHORITY.fullmatch(parts["authority"])
         if place is None:
-            raise _invalid(text, "what follows the host is no port")
+            raise _invalid(text, "it has more than a host and a port; an IPv6 address goes into brackets")
         return cls(
             scheme="https" if scheme == "https" else "http",
             host=_host(text, place["host"].lower()),
@@ -92,9 +92,12 @@ def _host(text: str, host: str) -> str:
         raise _invalid(text, "it has no host")
     if host.startswith("["):
         try:
-            return str(ipaddress.IPv6Address(host[1:-1]))
+            address = ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise _invalid(text, "what stands in brackets is no IPv6 address") from None
+        if address.scope_id is not None:
+            raise _invalid(text, "its IPv6 address names an interface, which means nothing to a server")
+        return str(address)
     if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         try:
             return str(ipaddress.IPv4Address(host))
@@ -121,9 +124,10 @@ def _invalid(text: str, why: str) -> ConfigError:
 
 def _shown(text: str) -> str:
     """``text`` without what may be secret in it, however it is meant to be divided."""
-    scheme, _, rest = text.rpartition("://")
-    _, has_user, rest = rest.rpartition("@")
-    rest, has_query, _ = rest.partition("?")
-    scheme = f"{scheme}://" if scheme.lower() in _DEFAULT_PORTS else ""
-    shown = f"{scheme}{'…@' if has_user else ''}{rest}{'?…' if has_query else ''}"
+    before, has_user, shown = text.rpartition("@")
+    if has_user:
+        scheme = before.partition("://")[0]
+        shown = f"{scheme}://…@{shown}" if scheme.lower() in _DEFAULT_PORTS else f"…@{shown}"
+    shown, has_query, _ = shown.partition("?")
+    shown += "?…" if has_query else ""
     return shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"

@@ -133,8 +133,8 @@ class Http2Client:
         return frame.stream_id
 
     async def send_body(self, stream_id: int, body: bytes, *, more: bool = False) -> None:
-        """Send a part of a body, as the server's windows allow."""
-        while True:
+        """Send a part of a body, as the server's windows allow, unless the server does not want it."""
+        while self.answers[stream_id].reset is None:
             room = min(self._windows[stream_id], self._windows[0], 2**14)
             if body and room <= 0:
                 await self.receive()
@@ -228,20 +228,20 @@ class Http2Client:
                 headers = self._decoder.decode(frame.data, raw=True)
                 answer.headers = {bytes(name): bytes(value) for name, value in headers}
                 answer.status = int(answer.headers[b":status"])
+                answer.is_complete = "END_STREAM" in frame.flags
             case DataFrame():
-                assert not (answer.is_complete or answer.reset), "data behind the end of its stream"
+                assert not answer.is_complete, "data behind the end of its stream"
                 answer.body += frame.data
+                answer.is_complete = "END_STREAM" in frame.flags
                 if self._takes_bodies and frame.data:
                     size = len(frame.data)
                     return [WindowUpdateFrame(each, window_increment=size) for each in (0, frame.stream_id)]
-            case RstStreamFrame():
+            case RstStreamFrame() if answer.reset is None:  # others say that what came meanwhile came too late
                 answer.reset = frame.error_code
             case GoAwayFrame():
                 self.goaway = frame
             case _:
                 pass
-        if "END_STREAM" in frame.flags:
-            answer.is_complete = True
         return []
 
     async def aclose(self) -> None:

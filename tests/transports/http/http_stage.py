@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import trio
 import trio.testing
+from raw_http import RawClient
 
 from stepflow_trio.transports.http.asgi import AsgiApp, Receive, Scope, Send
 from stepflow_trio.transports.http.h11_host import serve_h11
@@ -111,6 +112,11 @@ class MemoryListener(trio.abc.Listener[trio.StapledStream[Any, Any]]):
             raise trio.ClosedResourceError("this listener is closed") from None
 
     async def aclose(self) -> None:
+        with suppress(trio.WouldBlock, trio.ClosedResourceError):
+            while True:  # whoever was not accepted yet is sent away
+                far = self._receive.receive_nowait()
+                far.send_stream.close()
+                far.receive_stream.close()
         self._receive.close()
         await trio.lowlevel.checkpoint()
 
@@ -140,6 +146,17 @@ async def open_memory_server(
             yield server
         finally:
             server.cancel()
+
+
+@asynccontextmanager
+async def memory_client(server: MemoryServer, *, lockstep: bool = False) -> AsyncGenerator[RawClient]:
+    """A connection to that server; leaving the block closes it, if it is still open."""
+    listener = server.listener
+    client = RawClient(listener.connect_lockstep() if lockstep else listener.connect())
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 async def read_body(receive: Receive) -> bytes:

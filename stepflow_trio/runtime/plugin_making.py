@@ -1,0 +1,115 @@
+"""Plugins of their configurations, and of workers of this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import TypeAlias
+
+import trio
+
+from stepflow_trio.engine import Handlers, Limits
+from stepflow_trio.runtime.balancing import BalancingPlugin
+from stepflow_trio.runtime.builtin import BuiltinPlugin
+from stepflow_trio.runtime.config import Config
+from stepflow_trio.runtime.events import Observer
+from stepflow_trio.runtime.launchers import ServesLink, process_launcher, task_launcher
+from stepflow_trio.runtime.plugin_config import (
+    BuiltinPluginConfig,
+    HttpProcessPluginConfig,
+    PluginConfig,
+    RemotePluginConfig,
+    StdioPluginConfig,
+    UnsupportedPluginConfig,
+)
+from stepflow_trio.runtime.plugins import Plugin, UnsupportedPlugin
+from stepflow_trio.runtime.runs import Runs
+from stepflow_trio.runtime.stores import BlobStore
+from stepflow_trio.runtime.worker_plugin import BlobOffer, WorkerPlugin
+
+__all__ = ["HostedPlugin", "PluginMaker", "open_blob_api_of"]
+
+HostedPlugin: TypeAlias = WorkerPlugin | BalancingPlugin
+"""A plugin whose workers are started or found when the runtime opens, and left when it ends."""
+
+
+@asynccontextmanager
+async def open_blob_api_of(config: Config, store: BlobStore) -> AsyncGenerator[BlobOffer | None]:
+    """Serve blobs over HTTP while the block lasts, if a plugin or the configuration asks for it.
+
+    Yields what workers over HTTP are told of it. Raises as :func:`http_plugins.open_blob_api` does.
+    """
+    http = (HttpProcessPluginConfig, RemotePluginConfig)
+    if config.blob_api.enabled or any(isinstance(plugin, http) for plugin in config.plugins.values()):
+        from stepflow_trio.runtime.http_plugins import open_blob_api  # here: h11 is loaded where it is needed
+
+        async with open_blob_api(config.blob_api, store) as offer:
+            yield offer
+    else:
+        yield None
+
+
+class PluginMaker:
+    """Makes the plugins of one runtime.
+
+    Args:
+        blob_store: the runtime's.
+        runs: the runtime's.
+        handlers: what workers may ask of the runtime.
+        nursery: where workers' tasks live.
+        observe: told when workers start and end.
+        limits: the bounds of each worker's connection.
+        randomness: for the jitter of probes.
+        offer: what workers over HTTP are told of blobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        blob_store: BlobStore,
+        runs: Runs,
+        handlers: Handlers,
+        nursery: trio.Nursery,
+        observe: Observer,
+        limits: Limits,
+        randomness: Random,
+        offer: BlobOffer | None,
+    ) -> None:
+        self._blob_store = blob_store
+        self._runs = runs
+        self._nursery = nursery
+        self._observe = observe
+        self._randomness = randomness
+        self._offer = offer
+        self._make = partial(WorkerPlugin, handlers=handlers, nursery=nursery, observe=observe, limits=limits)
+
+    def of_worker(self, name: str, worker: ServesLink) -> HostedPlugin:
+        """A plugin over a worker of this process."""
+        return self._make(name, task_launcher(worker))
+
+    def of_config(self, name: str, config: PluginConfig) -> Plugin:
+        """A configured plugin."""
+        match config:
+            case BuiltinPluginConfig():
+                return BuiltinPlugin(self._blob_store, self._runs)
+            case UnsupportedPluginConfig():
+                return UnsupportedPlugin(name, config.reason)
+            case StdioPluginConfig():
+                return self._make(name, process_launcher(name, config, self._observe))
+            case HttpProcessPluginConfig():
+                from stepflow_trio.runtime.http_plugins import http_process_plugin  # here: as above
+
+                return http_process_plugin(name, config, self._make, observe=self._observe, offer=self._offer)
+            case RemotePluginConfig():
+                from stepflow_trio.runtime.http_plugins import remote_plugin  # here: as above
+
+                return remote_plugin(
+                    name,
+                    config,
+                    self._make,
+                    nursery=self._nursery,
+                    randomness=self._randomness,
+                    offer=self._offer,
+                )
