@@ -29,9 +29,11 @@ from stepflow_trio.runtime.plugin_config import (
     RemotePluginConfig,
     StdioPluginConfig,
     UnsupportedPluginConfig,
+    is_this_machine,
 )
 from stepflow_trio.runtime.retries import Backoff, Constant, Exponential, Fibonacci, RetryPolicy
 from stepflow_trio.runtime.routing import Condition, Route, Rule, route_faults
+from stepflow_trio.transports.http.bearer import BearerTokens
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -65,7 +67,9 @@ _NOT_READ: dict[str, tuple[str, object]] = {
 """Keys of the public releases that have no effect: what is done instead, and the value that asks for that."""
 
 _TOP_KEYS = ("workingDirectory", "plugins", "routes", "retry", "blobApi")
-_BLOB_API_KEYS = ("enabled", "url", "blobThreshold", "bind", "allowInsecureBind")
+_BLOB_API_KEYS = (
+    "enabled", "url", "blobThreshold", "bind", "allowInsecureBind", "bearerTokenFile", "bearerTokenEnv"
+)  # fmt: skip
 _MAX_COUNT = 2**32 - 1
 _MAX_DELAY_MS = 2**64 - 1
 
@@ -87,7 +91,11 @@ class BlobApiConfig:
     """Where it is served; port 0: a free one."""
 
     allow_insecure_bind: bool = False
-    """Whether ``bind`` may be an address that other machines reach, though it asks nobody who they are."""
+    """Whether ``bind`` may be an address that other machines reach, though no token is asked for."""
+
+    bearer: BearerTokens | None = None
+    """What to ask workers for; or it is in a file:"""
+    bearer_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +282,7 @@ class _Reader:
         if value is None:
             return BlobApiConfig()
         fields = self._values.object(value, path)
-        self._values.ignore_others(fields, path, _BLOB_API_KEYS)
+        reader.ignore_others(fields, path, _BLOB_API_KEYS)
         url = None
         if fields.get("url") is not None:
             text = self._values.substituted(fields["url"], (*path, "url"))
@@ -282,9 +290,9 @@ class _Reader:
         bind = BlobApiConfig().bind
         if fields.get("bind") is not None:
             bind = self._values.substituted(fields["bind"], (*path, "bind")) or bind
-            self._check_bind(bind, (*path, "bind"), has_url=fields.get("url") is not None)
         default_bytes = BlobApiConfig().blob_threshold_bytes
-        return BlobApiConfig(
+        bearer, bearer_file = reader.bearer(fields, path)
+        config = BlobApiConfig(
             enabled=self._values.boolean(fields, path, "enabled"),
             url=None if url is None else str(url).rstrip("/"),
             blob_threshold_bytes=self._values.whole_number(
@@ -292,19 +300,32 @@ class _Reader:
             ),
             bind=bind,
             allow_insecure_bind=self._values.boolean(fields, path, "allowInsecureBind") or False,
+            bearer=bearer,
+            bearer_file=bearer_file,
         )
+        if fields.get("bind") is not None and config.enabled is not False:
+            self._check_bind(config, (*path, "bind"), has_url=fields.get("url") is not None)
+        return config
 
-    def _check_bind(self, bind: str, path: JsonPath, *, has_url: bool) -> None:
+    def _check_bind(self, config: BlobApiConfig, path: JsonPath, *, has_url: bool) -> None:
         from stepflow_trio.transports.http.hosting import TcpBind, UnixBind, parse_bind  # here: few need it
 
         try:
-            place = parse_bind(bind)
+            place = parse_bind(config.bind)
         except ConfigError as exc:
             self._values.problem(path, exc.message)
             return
         if isinstance(place, UnixBind) and not has_url:
             self._values.problem(path, "workers are told a URL, which this has not: say it in blobApi.url")
-        elif isinstance(place, TcpBind) and place.host in ("0.0.0.0", "::") and not has_url:  # noqa: S104 — named
+        if not isinstance(place, TcpBind) or is_this_machine(place.host):
+            return
+        if config.bearer is None and config.bearer_file is None and not config.allow_insecure_bind:
+            message = (
+                "other machines reach this, and whoever does could read and write blobs: ask for a token "
+                "(bearerTokenFile, bearerTokenEnv), or say allowInsecureBind: true"
+            )
+            self._values.problem(path, message)
+        if place.host in ("0.0.0.0", "::") and not has_url:  # noqa: S104 — it is only named here
             message = "workers are told of a loopback address: say in blobApi.url what they reach"
             self._values.warn(path, message)
 

@@ -93,7 +93,7 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted:
-    """A plugin's worker was initialized. ``pid`` is None for one in this process."""
+    """A plugin's worker was initialized. ``pid`` is None for one that is not a process started here."""
 
     plugin: str
     pid: int | None
@@ -101,7 +101,7 @@ class WorkerStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLine:
-    """A worker's process wrote a line to stderr."""
+    """A worker's process wrote a line to stderr, or, if it speaks HTTP, to stdout."""
 
     plugin: str
     text: str

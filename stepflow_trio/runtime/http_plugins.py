@@ -20,6 +20,7 @@ from stepflow_trio.runtime.http_launchers import RemoteAccess, http_process_laun
 from stepflow_trio.runtime.plugin_config import is_this_machine
 from stepflow_trio.runtime.stores import BlobStore
 from stepflow_trio.runtime.worker_plugin import BlobOffer, WorkerPlugin
+from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.hosting import open_http_host
 from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.security import HttpSecurity
@@ -36,17 +37,21 @@ async def open_blob_api(config: BlobApiConfig, store: BlobStore) -> AsyncGenerat
 
     Raises:
         BindFailed: it cannot listen where the configuration says.
-        ConfigError: other machines could reach it there, and nothing says that this is meant.
+        ConfigError: other machines could reach it there without a token, and nothing says that this is meant;
+            or the file of tokens cannot be used.
     """
     if config.enabled is False:
         yield None if config.url is None else BlobOffer(config.url, config.blob_threshold_bytes)
         return
     names = [] if config.url is None else [HttpUrl.parse(config.url).authority]
+    bearer = config.bearer
+    if config.bearer_file is not None:
+        bearer = BearerTokens.from_file(config.bearer_file)
     async with open_http_host(
         BlobApi(store),
         bind=config.bind,
         limits=HttpServerLimits(max_body_bytes=blobs.MAX_BLOB_BYTES),
-        security=HttpSecurity(allowed_hosts=names),
+        security=HttpSecurity(allowed_hosts=names, bearer=bearer),
         allow_insecure_bind=config.allow_insecure_bind,
     ) as host:
         yield BlobOffer(config.url or host.url + BLOB_API_PATH, config.blob_threshold_bytes, store)

@@ -228,25 +228,13 @@ class PluginReader:
 
     def _remote(self, fields: dict[str, Any], path: JsonPath) -> RemotePluginConfig:
         values = self._values
-        for key in fields:
-            if key not in _REMOTE_KEYS and is_token_key(key):
-                values.problem(
-                    (*path, key),
-                    "a token has no place in this file, which is copied and shown: put it into a file that "
-                    "bearerTokenFile names, or into an environment variable that bearerTokenEnv names",
-                    at_key=True,
-                )
-            elif key in ("command", "args", "env"):
-                message = "a worker at a URL is not started here: remove this, or the URL"
-                values.problem((*path, key), message, at_key=True)
-        values.ignore_others(
-            fields,
-            path,
-            (*_REMOTE_KEYS, "command", "args", "env", *(key for key in fields if is_token_key(key))),
-        )
+        for key in fields.keys() & {"command", "args", "env"}:
+            message = "a worker at a URL is not started here: remove this, or the URL"
+            values.problem((*path, key), message, at_key=True)
+        self.ignore_others(fields, path, (*_REMOTE_KEYS, "command", "args", "env"))
         urls = self._urls(fields, path)
         tls = self._tls(fields, path)
-        bearer, bearer_file = self._bearer(fields, path)
+        bearer, bearer_file = self.bearer(fields, path)
         schemes = {url.scheme for url in urls}
         if tls is not None and "https" not in schemes and urls:
             values.warn((*path, "tls"), "is ignored: no URL of this plugin begins with https://", at_key=True)
@@ -298,11 +286,24 @@ class PluginReader:
             self._values.problem(path, exc.message)
             return None
 
-    def _bearer(self, fields: dict[str, Any], path: JsonPath) -> tuple[BearerTokens | None, Path | None]:
+    def ignore_others(self, fields: dict[str, Any], path: JsonPath, known: tuple[str, ...]) -> None:
+        """Warn of keys that nobody reads, and refuse those that a token stands under."""
+        tokens = [key for key in fields if key not in known and is_token_key(key)]
+        for key in tokens:
+            self._values.problem(
+                (*path, key),
+                "a token has no place in this file, which is copied and shown: put it into a file that "
+                "bearerTokenFile names, or into an environment variable that bearerTokenEnv names",
+                at_key=True,
+            )
+        self._values.ignore_others(fields, path, (*known, *tokens))
+
+    def bearer(self, fields: dict[str, Any], path: JsonPath) -> tuple[BearerTokens | None, Path | None]:
+        """The tokens of the environment variable, or the file of them, that the fields name."""
         values = self._values
         file, variable = fields.get("bearerTokenFile"), fields.get("bearerTokenEnv")
         if file is not None and variable is not None:
-            message = "there is bearerTokenFile as well: only one of them can be sent"
+            message = "there is bearerTokenFile as well: only one of them can be used"
             values.problem((*path, "bearerTokenEnv"), message, at_key=True)
         bearer_file = self._file(fields, path, "bearerTokenFile")
         if variable is None:

@@ -76,7 +76,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @asynccontextmanager
 async def runtime_with(
-    where: list[str | Path] | int,
+    where: list[str | Path] | int | dict[str, Any],
     seen: Seen | None = None,
     *,
     retries: int = 0,
@@ -84,8 +84,9 @@ async def runtime_with(
     env: dict[str, str] | None = None,
     **more: Any,
 ) -> AsyncGenerator[Runtime]:
-    """A runtime whose plugin ``sdk`` is the worker with this command, or at this port."""
-    config = configuration({"sdk": plugin_of(where, **(env or {}))}, **more)
+    """A runtime whose plugin ``sdk`` is the worker with this command, at this port, or so configured."""
+    plugin = where if isinstance(where, dict) else plugin_of(where, **(env or {}))
+    config = configuration({"sdk": plugin}, **more)
     config["retry"]["transportMaxRetries"] = retries
     text = json.dumps(config)
     read = read_config(text, name="config.json", directory=WORKERS, environ={})
@@ -315,6 +316,28 @@ async def test_100_callbacks_of_components_at_once_are_all_answered(peer: Peer, 
             line for line in seen.of(WorkerLine) if "was created in a different Context" in line.text
         ]
         assert bool(complaints) is not peer.is_old
+
+
+async def test_callbacks_find_the_one_of_two_workers_that_they_belong_to(peer: Peer) -> None:
+    with open_worker(peer.command) as (_, other):
+        urls = [f"http://127.0.0.1:{port}" for port in (peer.port, other)]
+        async with runtime_with({"type": "stepflow", "urls": urls}) as runtime:
+            run = await runtime.submit(given("/sdk/sleeps", seconds=0.1), range(20), max_concurrency=20)
+            await run.wait()
+            pids = {result.result["pid"] for result in run.results if isinstance(result, Success)}
+            assert len(pids) == 2
+            stored = await runtime.run(given("/builtin/put_blob", data=ADD, blob_type="flow"))
+            asks = one_step("/sdk/evaluate", {"flow_id": stored["blob_id"], "input": {"$input": "$"}})
+            run = await runtime.submit(asks, range(40), max_concurrency=10)
+            await run.wait()
+            assert run.results == [Success({"value": {"c": n + 1}}) for n in range(40)]
+
+
+async def test_asked_for_a_session_that_it_does_not_know_it_is_spoken_to_without_one(peer: Peer) -> None:
+    plugin = {**plugin_of(peer.port), "session": "always"}
+    async with runtime_with(plugin) as runtime:
+        assert await runtime.run(ADD, 1) == {"c": 2}
+        assert (await runtime.run(given("/sdk/keep", data=1)))["data"] == 1
 
 
 # ---- references to blobs --------------------------------------------------------------------------------

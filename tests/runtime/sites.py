@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import trio
 from stepflow_trio.engine import Handlers, Link, RequestContext, open_connection
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.engine.link import Arrival
-from stepflow_trio.errors import ConnectFailed, ConnectionLost, LossReason
+from stepflow_trio.errors import ConnectFailed, ConnectionLost, ErrorCode, LossReason, RpcError
 from stepflow_trio.protocol import methods
 from stepflow_trio.protocol.payloads import (
     ComponentInfo,
@@ -20,7 +21,7 @@ from stepflow_trio.protocol.payloads import (
     ListParams,
     ListResult,
 )
-from stepflow_trio.protocol.peer import Role
+from stepflow_trio.protocol.peer import Role, Unanswerable
 from stepflow_trio.runtime.worker_plugin import Started
 from stepflow_trio.transports.memory import memory_link_pair
 
@@ -32,9 +33,21 @@ class HttpMemoryLink:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._loses_answer = False
+
+    def lose_next_answer(self) -> None:
+        """The request whose answer comes next fails on its way; the link goes on."""
+        self._loses_answer = True
 
     async def receive(self) -> Sequence[Arrival]:
-        return await self._link.receive()
+        arrived = list(await self._link.receive())
+        if self._loses_answer:
+            self._loses_answer = False
+            [frame] = arrived
+            assert isinstance(frame, bytes)
+            loss = ConnectionLost(LossReason.STREAM_ERROR, "the stream ended before the answer came")
+            return [Unanswerable(json.loads(frame)["id"], loss)]
+        return arrived
 
     async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
         await self._link.send(frames, progressed)
@@ -47,9 +60,9 @@ class FoundWorker:
     """A worker that was reached."""
 
     pid: int | None = None
-    unfinished_bytes = 0
+    unfinished_bytes: int = 0
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: HttpMemoryLink) -> None:
         self.link = link
         self.is_suspect = False
         self.is_over = False
@@ -62,7 +75,7 @@ class FoundWorker:
         return self.ended
 
     async def explain(self, loss: ConnectionLost) -> ConnectionLost:
-        return loss
+        return self.ended or loss
 
 
 class Site:
@@ -74,6 +87,7 @@ class Site:
         self.is_there = True
         self.is_well = True
         self.version = 1
+        self.refuses_for_s: float | None = None
         self.components = ["/x"]
         self.list_delay_s = 0.0
         self.answer: Callable[[Any], Any] = lambda _input: name
@@ -121,14 +135,17 @@ class Site:
     async def _serve(self, link: Link) -> None:
         self._far_links.append(link)
         handlers = Handlers()
-        handlers.on_raw_request(
-            "initialize", lambda _params, _request: {"serverProtocolVersion": self.version}
-        )
+        handlers.on_raw_request("initialize", self._initialize)
         handlers.on_request(methods.COMPONENTS_EXECUTE, self._execute)
         handlers.on_request(methods.COMPONENTS_LIST, self._list)
         async with open_connection(link, handlers, role=Role.WORKER) as connection:
             connection.peer_extensions = frozenset({"cancel"})
             await connection.wait_lost()
+
+    def _initialize(self, _params: Any, _request: RequestContext) -> dict[str, Any]:
+        if self.refuses_for_s is not None:
+            raise RpcError(ErrorCode.OVERLOADED, "later", {"retry_after_s": self.refuses_for_s})
+        return {"serverProtocolVersion": self.version}
 
     async def _execute(self, params: ExecuteParams, _request: RequestContext) -> ExecuteResult:
         self.has_begun += 1

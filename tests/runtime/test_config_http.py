@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from stepflow_trio import Worker, open_runtime
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.runtime.config import (
     BlobApiConfig,
@@ -138,9 +142,23 @@ def test_the_blob_api_is_read_and_has_defaults() -> None:
     )
     config = read(blob_api("{url: 'http://h', bind: '0.0.0.0:7840', allowInsecureBind: true}"))
     assert config.blob_api.allow_insecure_bind
+    found = read(blob_api("{bearerTokenEnv: TOKEN}")).blob_api
+    assert found.bearer is not None
+    assert found.bearer.current().reveal() == TOKEN
+    assert TOKEN not in repr(found)
+    assert read(blob_api("{bearerTokenFile: t}")).blob_api.bearer_file == Path("/flows/t")
 
 
-@pytest.mark.parametrize("text", ["{enabled: false}", "{}", "null", "{enabled: null, url: null, bind: null}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{enabled: false}",
+        "{enabled: false, bind: '0.0.0.0:80'}",
+        "{}",
+        "null",
+        "{enabled: null, url: null, bind: null}",
+    ],
+)
 def test_a_blob_api_of_which_little_is_said_warns_of_nothing(text: str) -> None:
     assert read(blob_api(text)).warnings == ()
 
@@ -158,6 +176,18 @@ def test_routes_may_lead_to_plugins_that_are_given_beside_the_file(tmp_path: Pat
     path = tmp_path / "stepflow-config.yml"
     path.write_text(text, encoding="utf-8")
     assert len(read_config_file(path, environ={}, other_plugins={"own"}).routes) == 2
+
+
+async def test_a_runtime_s_own_workers_are_where_the_routes_of_the_file_lead_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "stepflow-config.yml"
+    path.write_text("plugins: {}\nroutes: {'/mine/{*c}': [{plugin: own}]}\n", encoding="utf-8")
+    worker = Worker()
+    worker.add_component(lambda: 1, path="/one", inline=True)
+    async with open_runtime(path, workers={"own": worker}) as runtime:
+        assert [component.path for component in await runtime.list_components()] == ["/mine/one"]
+    with pytest.raises(ConfigError, match='no plugin "own" is configured; there are: other'):
+        async with open_runtime(path, workers={"other": worker}):
+            raise AssertionError("opened")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +297,7 @@ REFUSED = (
         ),
         (
             "{type: stepflow, url: 'https://h', bearerTokenFile: a, «bearerTokenEnv: TOKEN}",
-            "bearerTokenEnv: there is bearerTokenFile as well: only one of them can be sent",
+            "bearerTokenEnv: there is bearerTokenFile as well: only one of them can be used",
         ),
         (
             "{type: stepflow, url: 'https://h', bearerTokenFile: «''}",
@@ -339,6 +369,13 @@ def test_no_token_is_in_an_error(text: str) -> None:
         ("{blobThreshold: «-1}", "blobThreshold: must be a whole number from 0 to 4294967295"),
         ("{bind: «'8080'}", "bind: "),
         (
+            "{bind: «'0.0.0.0:80', url: 'http://h'}",
+            "bind: other machines reach this, and whoever does could read and write blobs: ask for a token",
+        ),
+        ("{bind: «'h.internal:80', url: 'http://h'}", "bind: other machines reach this"),
+        ("{«token: topsecret}", f"token: {REFUSED}"),
+        ("{bearerTokenEnv: «GONE}", "bearerTokenEnv: environment variable GONE: it is not set"),
+        (
             "{bind: «'unix:/run/blobs'}",
             "bind: workers are told a URL, which this has not: say it in blobApi.url",
         ),
@@ -350,3 +387,59 @@ def test_a_blob_api_that_cannot_be_served_as_written_is_refused(text: str, messa
         read(text)
     separator = "." if ":" in message else ": "
     assert str(raised.value).startswith(f"{place}: blobApi{separator}{message}")
+
+
+# ---- anything -------------------------------------------------------------------------------------------
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(
+        ["http://h", "https://[::1]:1/a", "$TOKEN", "TOKEN", "${", "0.0.0.0:1", "unix:/a", "fd://3"]
+    )
+)
+values = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=4), scalars, max_size=2)
+nested = st.dictionaries(
+    st.sampled_from(["path", "timeoutMs", "retryDelayMs", "ca", "certificate", "privateKey", "x"]), values
+)
+plugins = st.dictionaries(
+    st.sampled_from(
+        [
+            *("transport", "command", "args", "env", "url", "urls", "session", "bearerTokenFile"),
+            *("bearerTokenEnv", "tls", "healthCheck", "token", "x"),
+        ]
+    ),
+    values | nested,
+    max_size=5,
+)
+blob_apis = st.dictionaries(
+    st.sampled_from(
+        [
+            *("enabled", "url", "blobThreshold", "bind", "allowInsecureBind", "bearerTokenFile"),
+            *("bearerTokenEnv", "password"),
+        ]
+    ),
+    values,
+    max_size=5,
+)
+
+
+@given(plugins, values | blob_apis)
+def test_any_json_is_a_usable_configuration_or_refused_with_a_place(
+    fields: dict[str, Any], of_blobs: Any
+) -> None:
+    configuration = {
+        "plugins": {"w": {"type": "stepflow", **fields}},
+        "routes": {"/w/{*c}": [{"plugin": "w"}]},
+        "blobApi": of_blobs,
+    }
+    place, names = "c.yml:", {"w"}
+    try:
+        names = read(json.dumps(configuration)).plugins.keys()
+    except ConfigError as exc:
+        place = exc.place
+    assert names == {"w"}
+    assert place.startswith("c.yml:")

@@ -20,7 +20,8 @@ import trio
 from http_stage import QUICK, over_http, raw_http_command, raw_http_plugin, started_worker
 from runtime_stage import Seen, flow, has_children, one_step, open_descriptors, step
 
-from stepflow_trio import ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio import ConfigError, ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio.errors import BindFailed
 from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import http_launchers
 from stepflow_trio.runtime.config import BlobApiConfig, Config, RemotePluginConfig
@@ -314,6 +315,48 @@ async def test_workers_are_told_of_blobs_which_they_store_and_read_over_http(tmp
         assert (await runtime.run(ONE, blob_id))[0] == {"of": "a worker"}
         read = await runtime.run(one_step("/builtin/get_blob", {"blob_id": blob_id}))
         assert read == {"data": {"of": "a worker"}}
+
+
+async def test_blobs_may_be_for_those_only_who_know_the_token(tmp_path: Path) -> None:
+    token = "0123456789abcdef0123"  # noqa: S105 — nobody's
+    script = """
+        import urllib.error, urllib.request
+        def execute(self, input):
+            url = json.loads(self.headers["stepflow-capabilities"])["blobApiUrl"]
+            headers = {"content-type": "application/json", **input}
+            asked = urllib.request.Request(url, b'{"data": 1}', headers)
+            try:
+                self.answer({"output": urllib.request.urlopen(asked, timeout=10).status})
+            except urllib.error.HTTPError as error:
+                self.answer({"output": error.code})
+        Worker.execute = execute
+        serve()
+        """
+    base = over_http(w=raw_http_plugin(tmp_path, script))
+    blob_api = BlobApiConfig(bearer=BearerTokens(token))
+    config = Config(plugins=base.plugins, routes=base.routes, blob_api=blob_api, source="of a test")
+    async with running(config) as runtime:
+        assert await runtime.run(ONE, {}) == 401
+        assert await runtime.run(ONE, {"authorization": f"Bearer {token}"}) == 200
+
+
+async def test_blobs_are_not_served_to_other_machines_by_mistake(tmp_path: Path) -> None:
+    blob_api = BlobApiConfig(enabled=True, bind="0.0.0.0:0")
+    config = Config(plugins={}, routes=(), blob_api=blob_api, source="of a test")
+    with pytest.raises(ConfigError, match="which other machines can reach"):
+        async with running(config):
+            raise AssertionError("opened")
+
+
+async def test_where_blobs_cannot_be_served_the_runtime_does_not_open(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        blob_api = BlobApiConfig(enabled=True, bind=f"127.0.0.1:{taken.getsockname()[1]}")
+        config = Config(plugins={}, routes=(), blob_api=blob_api, source="of a test")
+        with pytest.raises(BindFailed, match="another program listens there"):
+            async with running(config):
+                raise AssertionError("opened")
 
 
 REFERS = """
@@ -611,3 +654,50 @@ async def test_a_flow_runs_over_workers_of_both_transports(tmp_path: Path) -> No
     async with running(over_http(v=first, w=second)) as runtime:
         (_, pid_1), (_, pid_2) = await runtime.run(shared)
         assert pid_1 != pid_2
+
+
+# ---- the sweep ------------------------------------------------------------------------------------------
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope before the n-th step of the scheduler; on the real clock, for there are processes."""
+
+    def __init__(self, point: int | None) -> None:
+        self.point = point
+        self.steps = 0
+        self.scope = trio.CancelScope()
+
+    def before_task_step(self, task: Any) -> None:
+        self.steps += 1
+        if self.steps == self.point:
+            self.scope.cancel()
+
+
+@pytest.mark.slow
+def test_a_runtime_with_a_worker_over_http_can_be_cancelled_anywhere_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    plugin = raw_http_plugin(tmp_path)
+    results: list[Any] = []
+
+    async def main(cancel: CancelAtStep) -> None:
+        seen = Seen()
+        with trio.fail_after(20), cancel.scope:
+            async with open_runtime(over_http(w=plugin), on_event=seen) as runtime:
+                results.append(await runtime.run(ONE))
+        assert len(seen.of(WorkerStarted)) <= len(seen.of(WorkerEnded)) <= 1
+
+    def run(point: int | None) -> int:
+        before = open_descriptors()
+        cancel = CancelAtStep(point)
+        trio.run(main, cancel, instruments=[cancel])
+        assert not has_children(), point
+        assert open_descriptors() == before, point
+        return cancel.steps
+
+    steps = run(None)
+    assert len(results) == 1
+    assert steps > 40
+    # Not at each: every run starts a worker.
+    for point in range(1, steps + 1, 2):
+        run(point)

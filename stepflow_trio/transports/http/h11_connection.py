@@ -11,6 +11,7 @@ import trio
 from stepflow_trio.transports.http.accepting import Address
 from stepflow_trio.transports.http.answers import last_answer
 from stepflow_trio.transports.http.h11_cycle import Cycle, malformed
+from stepflow_trio.transports.http.h11_heads import Head, read_head
 from stepflow_trio.transports.http.h11_state import ServerState, log
 from stepflow_trio.transports.http.request_limits import Refused
 from stepflow_trio.transports.http.wire import Wire
@@ -88,18 +89,24 @@ class _Connection:
                 if self._idling.cancel_called:
                     break  # it came at the last moment; out of the scope with it, which would cancel it
                 self._requests_left -= 1
-                if not await self._answer(request, is_last=self._requests_left <= 0):
+                if not await self._answer(*request, is_last=self._requests_left <= 0):
                     return True
         # Waiting is over, for its time is, or the server stops. What had arrived by then counts.
         request = request or self._received_request()
-        return request is not None and not await self._answer(request, is_last=True)
+        return request is not None and not await self._answer(*request, is_last=True)
 
-    async def _answer(self, request: h11.Request, *, is_last: bool) -> bool:
-        cycle = Cycle(request, self._http, self.wire, self._state, is_last=is_last)
-        return await cycle.run(request, self._scope.copy())
+    async def _answer(self, head: Head, whole_body: bytes | None, *, is_last: bool) -> bool:
+        cycle = Cycle(head, whole_body, self._http, self.wire, self._state, is_last=is_last)
+        return await cycle.run({**self._scope, **head.scope})
 
-    async def _next_request(self) -> h11.Request | None:
-        """The next request, its headers complete. None where the connection ends before it."""
+    async def _next_request(self) -> tuple[Head, bytes | None] | None:
+        """The next request: its head, and its body if that came with it. None: the connection ends before."""
+        request = await self._next_parsed()
+        if isinstance(request, h11.Request):
+            return read_head(request, self._state.limits), None
+        return request
+
+    async def _next_parsed(self) -> h11.Request | tuple[Head, bytes] | None:
         http = self._http
         if http.trailing_data[0]:
             event = http.next_event()
@@ -117,9 +124,12 @@ class _Connection:
                 del idle[self._idling]
             if not data:
                 return None
+            if whole := self._state.known_heads.whole_request(data):
+                return whole
             http.receive_data(data)
             event = http.next_event()
             if isinstance(event, h11.Request):
+                self._state.known_heads.remember(data, read_head(event, self._state.limits))
                 return event
         with trio.move_on_after(self._state.limits.header_timeout_s):
             while data := await self.wire.receive():
@@ -130,12 +140,12 @@ class _Connection:
             return None
         raise Refused(408, "the request's headers come too slowly")
 
-    def _received_request(self) -> h11.Request | None:
+    def _received_request(self) -> tuple[Head, None] | None:
         """The request that has arrived, though nobody has read it yet."""
         if data := self.wire.receive_nowait():
             self._http.receive_data(data)
         event = self._http.next_event()
-        return event if isinstance(event, h11.Request) else None
+        return (read_head(event, self._state.limits), None) if isinstance(event, h11.Request) else None
 
     async def _linger(self) -> None:
         await self.wire.send_eof()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from contextlib import suppress
-from urllib.parse import unquote
 
 import h11
 import trio
@@ -12,13 +11,9 @@ import trio
 from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.transports.http.answers import Answer, last_answer
 from stepflow_trio.transports.http.asgi import Message, Scope
+from stepflow_trio.transports.http.h11_heads import Head
 from stepflow_trio.transports.http.h11_state import ServerState, log
-from stepflow_trio.transports.http.request_limits import (
-    Refused,
-    check_head,
-    check_http1_framing,
-    origin_form,
-)
+from stepflow_trio.transports.http.request_limits import Refused
 from stepflow_trio.transports.http.wire import Wire
 
 MAX_AHEAD_BYTES = 64 * 2**10
@@ -45,7 +40,9 @@ _MALFORMED = {
 
 
 class Cycle:
-    """Calls the application for one request; :meth:`receive` and :meth:`send` keep ASGI's promises to it.
+    """Calls the application for one request, whose body is still to be received unless it came as a whole.
+
+    :meth:`receive` and :meth:`send` keep ASGI's promises to it.
 
     The client counts as gone when it closes, even its sending side alone: ``receive`` then returns
     ``http.disconnect`` at once, and ``send`` raises ``BrokenPipeError``. While the application does not
@@ -72,21 +69,31 @@ class Cycle:
         "_state",
         "_target",
         "_waited_s",
+        "_whole_body",
         "_wire",
     )
 
     def __init__(
-        self, request: h11.Request, http: h11.Connection, wire: Wire, state: ServerState, *, is_last: bool
+        self,
+        head: Head,
+        whole_body: bytes | None,
+        http: h11.Connection,
+        wire: Wire,
+        state: ServerState,
+        *,
+        is_last: bool,
     ) -> None:
         self._http = http
         self._wire = wire
         self._state = state
-        self._method = request.method
-        self._target = request.target
-        self._answer = Answer(request.method, is_http_1_0=request.http_version == b"1.0")
-        self._is_last = is_last  # as soon as it is known that the connection closes behind the answer
+        self._method = head.method
+        self._target = head.target
+        self._answer = Answer(head.method, is_http_1_0=head.is_http_1_0)
+        # As soon as it is known that the connection closes behind the answer.
+        self._is_last = is_last or head.closes
 
-        self._body_ended = False
+        self._whole_body = whole_body
+        self._body_ended = whole_body is not None
         self._body_bytes = 0
         self._waited_s = 0.0
         self._ahead_bytes = 0
@@ -97,42 +104,16 @@ class Cycle:
         self._complete = False
         self._gone = False
 
-    async def run(self, request: h11.Request, scope: Scope) -> bool:
-        """Answer the request. Returns whether the connection is ready for another one.
-
-        ``scope`` has what all requests of the connection have in common; the rest is added.
-        """
-        try:
-            self._read_head(request, scope)
-        except Refused as refused:
-            await self._refuse(refused)
-            return False
+    async def run(self, scope: Scope) -> bool:
+        """Answer the request. Returns whether the connection is ready for another one."""
+        came_whole = self._whole_body is not None
         try:
             await self._call_application(scope)
         finally:
             if self._begun and not self._complete:
                 # Where the connection's end would be the body's, a reset says that it is not.
                 await (self._wire.abort() if self._answer.ends_with_connection else self._wire.close())
-        return self._is_reusable()
-
-    def _read_head(self, request: h11.Request, scope: Scope) -> None:
-        method, target, version = request.method, request.target, request.http_version
-        headers = [(name.lower(), value) for name, value in request.headers.raw_items()]
-        check_head(method, target, headers, self._state.limits)
-        check_http1_framing(version, headers)
-        if target[:1] != b"/":
-            target = origin_form(target, b"http", dict(headers).get(b"host"))
-        for name, value in headers:
-            if name == b"connection" and b"close" in value.lower():
-                self._is_last = True
-        path, _, query = target.partition(b"?")
-        scope["asgi"] = {"version": "3.0", "spec_version": "2.4"}
-        scope["http_version"] = version.decode("ascii")
-        scope["method"] = method.decode("ascii")
-        scope["path"] = unquote(path.decode("ascii"))
-        scope["raw_path"] = path
-        scope["query_string"] = query
-        scope["headers"] = headers
+        return self._is_reusable(came_whole=came_whole)
 
     async def _call_application(self, scope: Scope) -> None:
         incident: str | None = None
@@ -159,6 +140,9 @@ class Cycle:
         Cancelling loses nothing.
         """
         if not (self._gone or self._complete):
+            if self._whole_body is not None:
+                body, self._whole_body = self._whole_body, None
+                return {"type": "http.request", "body": body, "more_body": False}
             try:
                 if self._body_ended:
                     await self._watch()
@@ -232,10 +216,14 @@ class Cycle:
         if self._receiving is not None:
             self._receiving.cancel()
 
-    def _is_reusable(self) -> bool:
+    def _is_reusable(self, *, came_whole: bool) -> bool:
         """Whether another request may come; if so, prepare for it."""
         http = self._http
-        if self._gone or self._is_last or not self._discard_received():
+        if self._gone or self._is_last:
+            return False
+        if came_whole:
+            return True  # h11 has seen nothing of it
+        if not self._discard_received():
             return False
         http.send(_AN_ANSWER)
         http.send(_ITS_END)

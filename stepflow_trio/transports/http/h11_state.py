@@ -9,6 +9,7 @@ from email.utils import formatdate
 import trio
 
 from stepflow_trio.transports.http.asgi import AsgiApp
+from stepflow_trio.transports.http.h11_heads import KnownHeads
 from stepflow_trio.transports.http.limits import HttpServerLimits
 
 log = logging.getLogger("stepflow_trio.transports")
@@ -20,6 +21,7 @@ class ServerState:
     def __init__(self, app: AsgiApp, limits: HttpServerLimits) -> None:
         self.app = app
         self.limits = limits
+        self.known_heads = KnownHeads()
         self.stopping = False
         self.idle: dict[trio.CancelScope, float] = {}
         """Of each connection that waits for a request, the scope to cancel, and since when; oldest first."""

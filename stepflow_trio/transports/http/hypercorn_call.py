@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,6 +24,8 @@ from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.request_limits import BodyBudget, Refused
 
 _BODILESS = (204, 304)
+_NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
+_VALUE = re.compile(rb"[^\0\r\n]*")
 
 log = logging.getLogger("stepflow_trio.transports")
 
@@ -318,11 +321,16 @@ def answer_headers(
     """An answer's headers, and whether the application wants it to be the connection's last.
 
     What ASGI makes the server's matter, ``connection`` and ``transfer-encoding``, is left out.
+
+    Raises:
+        ValueError: there is what no header can hold. HTTP/2's compression would come out of step over it.
     """
     headers: list[tuple[bytes, bytes]] = []
     is_last = has_date = False
     for raw_name, value in given:
         name = raw_name.lower()
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ValueError(f"this is no header: {name!r}: {value!r}")
         if name == b"connection":
             is_last |= b"close" in value.lower()
         elif name != b"transfer-encoding":

@@ -75,18 +75,19 @@ async def serve_hypercorn(
         ConfigError: a file of ``tls`` cannot be used.
         OSError: a listener does not work any more.
     """
-    with one_exception():
-        async with AsyncExitStack() as closing:
-            for listener in listeners:
-                closing.push_async_callback(listener.aclose)
-            server = _Server(app, limits, server_ssl_context(tls) if tls else None)
+    async with AsyncExitStack() as closing:
+        for listener in listeners:
+            closing.push_async_callback(listener.aclose)
+        server = _Server(app, limits, server_ssl_context(tls) if tls else None)
+        with one_exception():
             async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    for listener in listeners:
-                        accepting.start_soon(server.accept, listener, connections)
-                    task_status.started()
-                    await stop.wait()
-                    accepting.cancel_scope.cancel()
+                with one_exception():
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(server.accept, listener, connections)
+                        task_status.started()
+                        await stop.wait()
+                        accepting.cancel_scope.cancel()
                 await closing.aclose()
                 server.drain()
                 connections.cancel_scope.deadline = trio.current_time() + limits.drain_s

@@ -60,7 +60,7 @@ async def assert_healthy(port: int) -> None:
 
 @asynccontextmanager
 async def healthy_client(connect: Callable[[], Awaitable[trio.abc.Stream]]) -> AsyncGenerator[list[float]]:
-    """While the block runs, a client asks on and on, on one connection. Collects how long each answer took."""
+    """While the block runs, a client asks on and on, on one connection. Yields how long each answer took."""
     latencies: list[float] = []
     stop = trio.Event()
 
@@ -117,7 +117,7 @@ def mutated(message: bytes, rng: random.Random, tokens: list[bytes]) -> bytes:
 
 
 async def throw(stream: trio.abc.Stream, data: bytes, rng: random.Random) -> None:
-    """Send what nobody should, in one piece or several, and leave in one of the ways in which clients leave."""
+    """Send what nobody should, in one piece or several, and leave in one of the ways of clients."""
     try:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.fail_after(HEALTHY_S):
             cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice((0, 0, 0, 1, 3))))

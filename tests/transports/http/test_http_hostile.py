@@ -1,4 +1,4 @@
-"""What ends other servers, each in a test of its own: here it costs its sender the connection, and nobody else.
+"""What ends other servers, each in a test of its own: here it costs its sender the connection, and no more.
 
 The names are those of the attacks. Over TLS, HTTP/2 is spoken; without TLS every host refuses it.
 """
@@ -50,11 +50,17 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 
 
 def method_that_is_not_ascii(client: Http2Client) -> list[Frame]:
-    return [client.head([(b":method", b"\xff"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")])]
+    return [
+        client.head([(b":method", b"\xff"), (b":scheme", b"https"), (b":path", b"/"), (b":authority", b"x")])
+    ]
 
 
 def path_that_is_not_ascii(client: Http2Client) -> list[Frame]:
-    return [client.head([(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/\xff"), (b":authority", b"x")])]
+    return [
+        client.head(
+            [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/\xff"), (b":authority", b"x")]
+        )
+    ]
 
 
 def connect_without_path(client: Http2Client) -> list[Frame]:
@@ -173,8 +179,12 @@ async def test_upgrade_to_h2c_with_bad_settings_is_served_as_http1(host: str) ->
 # ---- HTTP/1.1
 
 
-@pytest.mark.parametrize("last", [request("GET", "/", "Connection: close"), request("GET", "/", version="1.0")])
-async def test_bytes_behind_the_last_request(host: str, last: bytes, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "last", [request("GET", "/", "Connection: close"), request("GET", "/", version="1.0")]
+)
+async def test_bytes_behind_the_last_request(
+    host: str, last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_server(host, echo) as server:
         for number in range(TRIES):
             async with connected(server.port) as client:
@@ -191,7 +201,9 @@ async def test_bytes_behind_the_last_request(host: str, last: bytes, caplog: pyt
 async def test_headers_of_200_kilobytes_are_431(host: str) -> None:
     async with open_server(host, echo) as server:
         async with connected(server.port) as client:
-            await client.send_while_possible(request("GET", "/", *(f"X-{n}: {'y' * 90}" for n in range(2000))))
+            await client.send_while_possible(
+                request("GET", "/", *(f"X-{n}: {'y' * 90}" for n in range(2000)))
+            )
             assert (await client.response()).status == 431
         await assert_healthy(server.port)
 
@@ -304,18 +316,23 @@ async def test_a_client_that_is_silent_keeps_its_event_stream(
 
 
 async def test_a_stalled_reader_does_not_hold_up_the_shutdown(host: str) -> None:
-    async with open_server(host, events, HttpServerLimits(drain_s=0.5, send_timeout_s=60)) as server:
-        async with connected(server.port) as stalled, connected(server.port) as healthy:
-            await stalled.send(request("GET", "/flood"))
-            for _ in range(20):
-                await ask(healthy)
-            began = trio.current_time()
-            server.stop.set()
-            await server.wait_ended()
-            assert 0.5 <= trio.current_time() - began < 1.5
+    async with (
+        open_server(host, events, HttpServerLimits(drain_s=0.5, send_timeout_s=60)) as server,
+        connected(server.port) as stalled,
+        connected(server.port) as healthy,
+    ):
+        await stalled.send(request("GET", "/flood"))
+        for _ in range(20):
+            await ask(healthy)
+        began = trio.current_time()
+        server.stop.set()
+        await server.wait_ended()
+        assert 0.5 <= trio.current_time() - began < 1.5
 
 
-async def test_a_request_that_waits_behind_a_silent_one_does_not_hide_that_the_client_has_gone(host: str) -> None:
+async def test_a_request_that_waits_behind_a_silent_one_does_not_hide_that_the_client_has_gone(
+    host: str,
+) -> None:
     app, begun, gone = seeing(at="/silent")
     async with open_server(host, app) as server:
         async with connected(server.port) as client:
@@ -344,12 +361,16 @@ async def test_a_websocket_and_other_upgrades_are_served_as_what_they_are_beside
         for version in ("13", "x"):
             async with connected(server.port) as client:
                 upgrade = ("Connection: Upgrade", "Upgrade: websocket", f"Sec-WebSocket-Version: {version}")
-                await client.send(request("GET", "/", *upgrade, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="))
+                await client.send(
+                    request("GET", "/", *upgrade, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+                )
                 assert (await client.response()).status == 200
                 await ask(client)
 
 
-@pytest.mark.parametrize("length", ["9" * 5000, "9" * 19, "-1", "+3", "3 3", "0x3", "\u0663", "3, 4", "3.0", ""])
+@pytest.mark.parametrize(
+    "length", ["9" * 5000, "9" * 19, "-1", "+3", "3 3", "0x3", "\u0663", "3, 4", "3.0", ""]
+)
 async def test_a_content_length_that_is_no_reasonable_number(host: str, length: str) -> None:
     async with open_server(host, echo) as server:
         async with connected(server.port) as client:

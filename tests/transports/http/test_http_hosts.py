@@ -42,6 +42,7 @@ async def test_the_scope_has_all_that_asgi_promises(host: str) -> None:
         (b"x-twice", b"two words"),
         (b"content-length", b"0"),
     ]
+    assert {type(each) for header in scope["headers"] for each in header} == {bytes}
     assert tuple(scope["client"]) == near
     assert tuple(scope["server"]) == ("127.0.0.1", server.port)
 
