@@ -56,6 +56,8 @@ class Hello(Struct, frozen=True, kw_only=True):
     extensions: frozenset[str] = frozenset()
     announced: bool = False
     """Whether it announced extensions at all: only then may the answer carry ours."""
+    assumed: bool = False
+    """Whether it has said nothing so far, and the rest is a guess."""
 
 
 class Welcome(Struct, frozen=True, kw_only=True):

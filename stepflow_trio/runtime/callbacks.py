@@ -90,7 +90,7 @@ class Callbacks:
         run = await self._submit(
             params.flow_id,
             params.inputs,
-            overrides=params.overrides,
+            overrides=_nested(params.overrides),
             max_concurrency=params.max_concurrency,
             observability=params.observability,
             subflow_key=params.subflow_key,
@@ -113,7 +113,7 @@ class Callbacks:
     async def _evaluate_flow(
         self, params: EvaluateFlowParams, _request: RequestContext
     ) -> EvaluateFlowResult:
-        overrides = {"steps": params.overrides} if params.overrides else None
+        overrides = _nested(params.overrides)
         run = await self._submit(
             params.flow_id, [params.input], overrides=overrides, observability=params.observability
         )
@@ -129,7 +129,7 @@ class Callbacks:
         run = await self._submit(
             params.flow_id,
             params.inputs,
-            overrides={"steps": params.overrides} if params.overrides else None,
+            overrides=_nested(params.overrides),
             max_concurrency=params.max_concurrency,
             observability=params.observability,
         )
@@ -322,6 +322,11 @@ def _status(record: RunRecord, *, include_results: bool, by_completion: bool = F
         completed_at=_rfc3339(record.completed_at),
         results=results,
     )
+
+
+def _nested(overrides: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Overrides as they are since 0.10. Before, there is no ``steps`` around the map."""
+    return overrides if not overrides or "steps" in overrides else {"steps": overrides}
 
 
 def _rfc3339(at: datetime | None) -> str | None:

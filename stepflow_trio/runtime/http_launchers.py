@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from stepflow_trio.engine import Limits
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConfigError, ConnectionLost, LossReason, SpawnFailed, StepflowError
 from stepflow_trio.runtime.events import Observer, WorkerLine
@@ -23,6 +24,7 @@ from stepflow_trio.runtime.plugin_config import (
 from stepflow_trio.runtime.worker_plugin import Launcher, Started
 from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
+from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.links import HttpLink, open_http_link
 from stepflow_trio.transports.http.urls import HttpUrl
 from stepflow_trio.transports.port_process import PortProcess, open_port_process
@@ -34,6 +36,10 @@ PROBE_TIMEOUT_S = 5.0
 
 MIN_RETRY_DELAY_S = 0.01
 """Between two probes, whatever the configuration says: asking costs both sides time."""
+
+LINK_LIMITS = HttpClientLimits(max_connections=Limits().max_calls)
+"""As many connections as there can be calls: one that waits for a run keeps its own, and a step of that run
+may need another to the same worker. Were there fewer, they could wait for each other for ever."""
 
 _MAX_HEALTH_BYTES = 64 * 2**10
 _NO_SUCH_PATH = (404, 405)
@@ -112,7 +118,9 @@ def http_process_launcher(
             url = f"http://127.0.0.1:{await process.wait_port()}"
             try:
                 await _wait_healthy(process, url, config.health_check)
-                way = open_http_link(url, capabilities=capabilities, sessions=config.session)
+                way = open_http_link(
+                    url, capabilities=capabilities, sessions=config.session, limits=LINK_LIMITS
+                )
                 link = await opened.enter_async_context(way)
             except ConnectionLost as exc:
                 if await process.wait_exited(EXIT_NOTICE_S) is not None:
@@ -189,6 +197,7 @@ class RemoteAccess:
             url,
             capabilities=self._capabilities,
             sessions="always" if self._config.session == "always" else "never",
+            limits=LINK_LIMITS,
             tls=self._tls_context(),
             bearer=self._token(),
         )

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from stepflow_trio.engine import Connection
-from stepflow_trio.errors import ErrorCode, LocalProtocolError, RemoteProtocolError, RunCancelled, RunFailed
+from stepflow_trio.errors import (
+    ErrorCode,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RpcError,
+    RunCancelled,
+    RunFailed,
+)
 from stepflow_trio.protocol import blobs, dialects, methods
 from stepflow_trio.protocol.dialects import Hello
 from stepflow_trio.protocol.methods import Method
@@ -43,6 +50,9 @@ EVALUATION_TIMEOUT_S = 7 * 24 * 3600
 
 POLL_PAUSE_S = 0.1
 """At least so much time passes between two questions how a run is."""
+
+UNKNOWN_RUNTIME_PATIENCE_S = 10.0
+"""Public runtimes from 0.10 on do not answer at all when they are asked for blobs by a callback."""
 
 ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -160,7 +170,7 @@ class Context:
         else:
             kind = blob_type or blobs.DATA
             params = PutBlobParams(data=check_output(data), blob_type=kind, observability=self._observability)
-        return (await self._call(methods.BLOBS_PUT, params)).blob_id
+        return (await self._call_for_blob(methods.BLOBS_PUT, params)).blob_id
 
     async def get_blob(self, blob_id: str) -> Any:
         """Read a blob: ``bytes`` for type ``binary``, else the JSON value.
@@ -171,7 +181,7 @@ class Context:
         if self._blob_client is not None:
             async with self._place():
                 return await self._blob_client.get(blob_id)
-        result = await self._call(
+        result = await self._call_for_blob(
             methods.BLOBS_GET, GetBlobParams(blob_id=blob_id, observability=self._observability)
         )
         if not blobs.may_be_content(blob_id, result.data, result.blob_type):
@@ -224,7 +234,8 @@ class Context:
             inputs=list(inputs),
             wait=wait,
             max_concurrency=max_concurrency,
-            overrides=dict(overrides) if overrides is not None else None,
+            # 0.9 takes them without `steps` around the map, though its own schema says otherwise.
+            overrides=dict(overrides or {}) or None if is_newest else _flat_overrides(overrides),
             timeout_secs=timeout_s if is_newest else None,
             observability=self._observability,
             subflow_key=(subflow_key or self._next_subflow_key()) if is_newest else None,
@@ -351,6 +362,19 @@ class Context:
     async def _call(self, method: Method[ParamsT, ResultT], params: ParamsT) -> ResultT:
         async with self._place():
             return await self._connection.call(method, params)
+
+    async def _call_for_blob(self, method: Method[ParamsT, ResultT], params: ParamsT) -> ResultT:
+        """As :meth:`_call`, but with bounded patience for a runtime that may have its blobs elsewhere."""
+        if not self._hello.assumed:
+            return await self._call(method, params)
+        with trio.move_on_after(UNKNOWN_RUNTIME_PATIENCE_S):
+            return await self._call(method, params)
+        message = (
+            f"{method.name} was not answered within {UNKNOWN_RUNTIME_PATIENCE_S:g} s. The runtime has not "
+            "initialized this worker since it was started, so it is not known where its blobs are: restart "
+            "the runtime"
+        )
+        raise RpcError(ErrorCode.DEPENDENCY_ERROR, message)
 
     def _place(self) -> trio.Semaphore:
         """What to hold while the runtime is asked."""

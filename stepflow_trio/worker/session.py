@@ -64,7 +64,7 @@ class Session:
         """The address that the runtime calls from, where it calls over a network."""
         self._is_authenticated = is_authenticated
         self._blob_clients = blob_clients
-        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION)
+        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION, assumed=True)
         if hello is not None:
             self._meet(hello)
         self.handlers = self._make_handlers()

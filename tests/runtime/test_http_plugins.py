@@ -24,7 +24,7 @@ from stepflow_trio import ConfigError, ErrorCode, RunFailed, Runtime, open_runti
 from stepflow_trio.errors import BindFailed
 from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import http_launchers
-from stepflow_trio.runtime.config import BlobApiConfig, Config, RemotePluginConfig
+from stepflow_trio.runtime.config import BlobApiConfig, Config, HttpProcessPluginConfig, RemotePluginConfig
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
 from stepflow_trio.runtime.plugin_config import ClientTls, HealthCheck
 from stepflow_trio.transports.http.bearer import BearerTokens
@@ -419,6 +419,36 @@ async def test_the_configuration_says_what_workers_are_told_of_blobs(
     config = Config(plugins=base.plugins, routes=base.routes, blob_api=blob_api, source="of a test")
     async with running(config) as runtime:
         assert (await runtime.run(ONE)).get("blobApiUrl") == url
+
+
+OWN = """
+from stepflow_trio import Context, Worker
+worker = Worker()
+
+@worker.component
+async def above(flow: dict, context: Context) -> int:
+    return await context.evaluate_flow(flow, None)
+
+@worker.component(inline=True)
+def below() -> int:
+    return 1
+
+worker.run_http()
+"""
+
+
+async def test_components_that_wait_for_runs_on_their_own_worker_leave_these_a_way_to_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    plugin = HttpProcessPluginConfig(
+        command=sys.executable, args=("own.py",), working_directory=tmp_path, session="never"
+    )
+    nested = one_step("/w/above", {"$literal": one_step("/w/below", {})})
+    async with running(over_http(w=plugin)) as runtime:
+        run = await runtime.submit(nested, [None] * 300, max_concurrency=300)
+        await run.wait()
+        assert run.results == [Success(1)] * 300
 
 
 # ---- workers at a url -----------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio import Context, RunCancelled, RunFailed
 from stepflow_trio.engine import Handlers, open_connection
-from stepflow_trio.errors import RemoteProtocolError
+from stepflow_trio.errors import ErrorCode, RemoteProtocolError, RpcError
 from stepflow_trio.protocol.dialects import EXTENSIONS, Dialect, Hello
 from stepflow_trio.protocol.payloads import Observability
 from stepflow_trio.transports.memory import memory_link_pair
-from stepflow_trio.worker.context import MAX_CALLBACKS
+from stepflow_trio.worker.context import MAX_CALLBACKS, UNKNOWN_RUNTIME_PATIENCE_S
 
 RUN = "01a1ff82-1900-78a1-9ba6-c11477158f0e"
 SPAN = "00f067aa0ba902b7"
@@ -46,10 +46,13 @@ async def asking(
     *,
     run_id: str | None = RUN,
     span_id: str | None = SPAN,
+    assumed: bool = False,
 ) -> AsyncGenerator[Context]:
     near, far = memory_link_pair()
     async with open_connection(far, runtime.handlers), open_connection(near, Handlers()) as connection:
-        hello = Hello(dialect=dialect, version=1, extensions=frozenset(EXTENSIONS), announced=True)
+        hello = Hello(
+            dialect=dialect, version=1, extensions=frozenset(EXTENSIONS), announced=True, assumed=assumed
+        )
         observability = Observability(run_id=run_id, step_id="step", span_id=span_id)
         yield Context(connection, hello, component="/x", observability=observability)
 
@@ -157,10 +160,8 @@ async def test_an_older_runtime_is_asked_in_its_own_words(autojump_clock: Any, d
     [(method, params)] = runtime.asked
     assert "timeoutSecs" not in params
     assert "subflowKey" not in params
-    if dialect is Dialect.V0_9:
-        assert (method, params["overrides"]) == ("runs/submit", overrides)
-    else:
-        assert (method, params["overrides"]) == ("flows/evaluate", overrides["steps"])
+    assert method == ("runs/submit" if dialect is Dialect.V0_9 else "flows/evaluate")
+    assert params["overrides"] == overrides["steps"]
 
 
 async def test_a_blob_that_is_not_what_its_id_stands_for_is_refused(autojump_clock: Any) -> None:
@@ -189,3 +190,22 @@ async def test_one_execution_has_no_more_calls_waiting_than_it_may(autojump_cloc
         await wait_all_tasks_blocked()
     assert most == MAX_CALLBACKS
     assert trio.current_time() == 2
+
+
+@pytest.mark.parametrize("ask", ["put_blob", "get_blob"])
+async def test_a_runtime_that_never_introduced_itself_is_not_asked_for_blobs_without_end(
+    autojump_clock: Any, ask: str
+) -> None:
+    runtime = Runtime()
+    runtime.handlers = Handlers()
+
+    async def silent(_params: Any, _request: Any) -> Any:
+        await trio.sleep_forever()
+
+    runtime.handlers.on_raw_request("blobs/put", silent)
+    runtime.handlers.on_raw_request("blobs/get", silent)
+    async with asking(runtime, assumed=True) as context:
+        with pytest.raises(RpcError, match="restart the runtime") as caught:
+            await getattr(context, ask)("0" * 64)
+        assert caught.value.code == ErrorCode.DEPENDENCY_ERROR
+        assert trio.current_time() == UNKNOWN_RUNTIME_PATIENCE_S

@@ -36,7 +36,7 @@ REPLACED: dict[type, dict[str, str]] = {
         "handle": "feeds the parser; a Closed closes the stream",
         "_handle_events": "stops reading while a request waits behind another, and answers what is not HTTP",
         "_create_stream": "makes WebSockets and HTTPStreams",
-        "stream_send": "makes h11's events of a stream's; of these only Response is replaced",
+        "stream_send": "makes h11's events of a stream's; Response is replaced",
         "_maybe_recycle": "prepares for the next request, or closes",
     },
     H2Protocol: {
@@ -44,7 +44,7 @@ REPLACED: dict[type, dict[str, str]] = {
         "handle": "feeds the parser; a Closed closes the streams, and leaves who waits in a buffer waiting",
         "_handle_events": "fails with a KeyError for data behind an answer",
         "_create_stream": "fails for methods and paths that are not ASCII, and for CONNECT without a path",
-        "stream_send": "sends headers, fills and drains buffers; StreamClosed is replaced",
+        "stream_send": "fills and drains buffers; Response and StreamClosed are replaced",
         "_send_data": "sends from a buffer what the window allows",
     },
 }
