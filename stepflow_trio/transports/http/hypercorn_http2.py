@@ -87,7 +87,7 @@ class Http2(H2Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether there is no request that is not answered."""
-        return not self.streams
+        return not self.streams and not self.stream_buffers
 
     # ---- what comes
 
