@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from stepflow_trio.errors import RunCancelled as RunCancelled
     from stepflow_trio.errors import RunFailed as RunFailed
     from stepflow_trio.errors import StepflowError as StepflowError
+    from stepflow_trio.flows.builder import FlowBuilder as FlowBuilder
+    from stepflow_trio.flows.builder import StepHandle as StepHandle
+    from stepflow_trio.flows.builder import Value as Value
+    from stepflow_trio.flows.builder import coalesce as coalesce
+    from stepflow_trio.flows.builder import if_ as if_
+    from stepflow_trio.flows.builder import literal as literal
+    from stepflow_trio.flows.model import Fail as Fail
+    from stepflow_trio.flows.model import Retry as Retry
+    from stepflow_trio.flows.model import UseDefault as UseDefault
     from stepflow_trio.protocol.peer import Role as Role
     from stepflow_trio.runtime import Run as Run
     from stepflow_trio.runtime import Runtime as Runtime
@@ -53,6 +62,8 @@ _ROOMS = {
     "engine": "Connection Handlers Limits Link RequestContext open_connection",
     "errors": "CallFailed CallTimeout ComponentError ConfigError ConnectionLost ErrorCode FlowInvalid "
     "LossReason RpcError RunCancelled RunFailed StepflowError",
+    "flows.builder": "FlowBuilder StepHandle Value coalesce if_ literal",
+    "flows.model": "Fail Retry UseDefault",
     "protocol.peer": "Role",
     "runtime": "Run Runtime open_runtime",
     "transports.http.bearer": "BearerTokens",

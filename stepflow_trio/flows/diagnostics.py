@@ -42,6 +42,8 @@ class DiagnosticKind(enum.Enum):
     INVALID_COMPONENT = ("invalidComponent", 2500)
     MISSPELLED_FIELD = ("misspelledField", 2900)
     """Ours: an unknown field that is all but certainly a known one with a typing error."""
+    INVALID_SCHEMA = ("invalidSchema", 2901)
+    """Ours: a schema that no value can be checked against."""
 
     DUPLICATE_STEP_ID = ("duplicateStepId", 3000)
     EMPTY_STEP_ID = ("emptyStepId", 3001)

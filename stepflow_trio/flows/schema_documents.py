@@ -49,7 +49,7 @@ class SchemaDocument(msgspec.Struct, frozen=True, eq=False):
     """The flow's ``schemas``, for a part of them."""
 
     def find(self, ref: str) -> tuple[SchemaDocument, JsonPath, Any] | None:
-        """The document that holds what ``ref`` names, the path in it, and the schema; None: nothing is there."""
+        """The document that holds what ``ref`` names, the path in it, and the schema, if there is one."""
         flow_schemas = self.outer or self
         tries = [(self, "#"), (flow_schemas, "#")]
         if flow_schemas.at:
@@ -104,7 +104,7 @@ class SchemaPool:
                 if name in self.definitions and name not in needed:
                     needed[name] = self.definitions[name]
                     pending.append(needed[name])
-        return {**schema, "$defs": needed} if needed and isinstance(schema, dict) else schema
+        return {**cast("dict[str, Any]", schema), "$defs": needed} if needed else schema
 
     def place_of(self, pointer: JsonPath, at: JsonPath) -> JsonPath:
         """Where in the flow is what a validator found at ``pointer`` in a schema that is at ``at``."""
@@ -216,7 +216,8 @@ def _with_subschemas(schema: Any) -> Iterator[tuple[JsonPath, dict[str, Any]]]:
 
 
 def _hides_siblings(document: SchemaDocument) -> bool:
-    draft: object = document.root.get("$schema") if isinstance(document.root, dict) else None
+    root: object = document.root
+    draft: object = cast("dict[str, Any]", root).get("$schema") if isinstance(root, dict) else None
     return isinstance(draft, str) and any(old in draft for old in _REF_STANDS_ALONE)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trio
-from http_stage import QUICK, over_http, raw_http_command, raw_http_plugin, started_worker
+from http_plugin_stage import QUICK, over_http, raw_http_command, raw_http_plugin, started_worker
 from runtime_stage import Seen, flow, has_children, one_step, open_descriptors, step
 
 from stepflow_trio import ConfigError, ErrorCode, RunFailed, Runtime, open_runtime

@@ -355,7 +355,7 @@ class _Connection:
             self._head_deadline = math.inf
             if not event.idle:
                 self._idle_deadline = math.inf
-            else:
+            elif self._idle_deadline == math.inf:
                 self._idle_deadline = trio.current_time() + self.service.limits.keep_alive_s
                 self._reading.deadline = self._deadline()
 

@@ -70,11 +70,12 @@ async def open_http_link(
     to_worker = partial(open_http_client, url, limits=limits, tls=tls, bearer=bearer, connect=connect)
     # Apart, or requests that wait for the answers to their callbacks could take every connection there is.
     async with to_worker() as client, to_worker() as short_client:
+        path = client.url.path
         if sessions != "never":
-            async with _open_session(client, headers, limits) as opened:
+            async with _open_session(client, path, headers, limits) as opened:
                 if opened is not None and (sessions == "always" or dialects.BATCH in opened[1].extensions):
                     stream, opening, instance = opened
-                    target = _session_target(opening)
+                    target = path.rstrip("/") + _session_target(opening)
                     headers += instance
                     if dialects.BATCH in opening.extensions:
                         yield SessionLink(
@@ -90,17 +91,18 @@ async def open_http_link(
                         ) as link:
                             yield link
                     return
-        async with _open_post_link(client, short_client, "/", headers, limits, None) as link:
+        async with _open_post_link(client, short_client, path, headers, limits, None) as link:
             yield link
 
 
 @asynccontextmanager
 async def _open_session(
-    client: HttpClient, headers: Headers, limits: HttpClientLimits
+    client: HttpClient, path: str, headers: Headers, limits: HttpClientLimits
 ) -> AsyncGenerator[tuple[EventStream, Opening, Headers] | None]:
     """Open a session; None where the worker has none. With it come headers for what is sent in it."""
     asked = [(b"accept", b"text/event-stream"), *headers]
-    async with client.request("GET", "/runtime/events", headers=asked) as response:
+    events = path.rstrip("/") + "/runtime/events"
+    async with client.request("GET", events, headers=asked) as response:
         content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
         if response.status == 200 and content_type == b"text/event-stream":
             stream = EventStream(response, max_event_bytes=limits.max_event_bytes)

@@ -50,14 +50,17 @@ class Server:
 
 @asynccontextmanager
 async def open_link(
-    app: AsgiApp, sessions: SessionMode = "never", limits: HttpClientLimits | None = None
+    app: AsgiApp,
+    sessions: SessionMode = "never",
+    limits: HttpClientLimits | None = None,
+    url: str = "http://worker.test",
 ) -> AsyncGenerator[tuple[HttpLink, Server]]:
     capabilities = dialects.write_capabilities()
     with one_exception():
         async with trio.open_nursery() as nursery:
             server = Server(app, nursery)
             async with open_http_link(
-                "http://worker.test",
+                url,
                 capabilities=capabilities,
                 sessions=sessions,
                 limits=limits,

@@ -210,6 +210,25 @@ async def test_a_worker_that_cannot_be_reached_fails_the_call_and_makes_the_link
         assert await execute(connection, "/add", a=1, b=2) == 3
 
 
+@both_ways
+async def test_a_worker_may_be_below_a_path_of_its_server(sessions: SessionMode) -> None:
+    stage = Stage()
+    paths: set[str] = set()
+
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.add(scope["path"])
+        await stage.endpoint({**scope, "root_path": "/workers/one"}, receive, send)
+
+    async with (
+        open_link(mounted, sessions, url="http://worker.test/workers/one/") as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.call("initialize", dialects.write_initialize_params(None))
+        await connection.notify("initialized", {})
+        assert await execute(connection, "/ask", text="x") == "b" * 64
+    assert all(path.startswith("/workers/one/") for path in paths)
+
+
 # ---- other people's workers -------------------------------------------------------------------------
 
 
