@@ -44,6 +44,7 @@ from stepflow_trio.flows.model import Flow, OnError, Step, UseDefault
 from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.protocol.json_types import json_type
 
 __all__ = ["FlowBuilder", "Reference", "StepHandle", "Valuable", "Value", "coalesce", "if_", "literal"]
 
@@ -249,8 +250,10 @@ class FlowBuilder:
     def set_schema_definitions(self, definitions: Mapping[str, Any]) -> FlowBuilder:
         """Name schemas, for others to refer to as ``#/schemas/$defs/<name>``; returns the builder."""
         given = GivenArguments()
-        json = given.take_data(definitions, "definitions", ("schemas", "$defs"))
-        given.check({"schemas": {"type": "object", "$defs": json}})
+        at = ("schemas", "$defs")
+        json = given.take_data(definitions, "definitions", at)
+        given.check({"schemas": {"$defs": json}})
+        _require_schemas({(*at, name): schema for name, schema in json.items()}, given)
         self._definitions = json
         return self
 
@@ -336,19 +339,35 @@ def _take_policy(policy: OnError | None, given: GivenArguments, at: JsonPath) ->
     if not isinstance(policy, OnError):
         return given.take_data(policy, "on_error", at)
     written = given.take_data(policy.to_json(), "on_error", at)
+    given.name(policy, "on_error", at)
     if isinstance(policy, UseDefault):
         given.name(policy.value, "on_error.value", (*at, "defaultValue"))
     return written
 
 
-def _taken_schema(schema: object, argument: str, part: tuple[str, ...]) -> Any:
+def _taken_schema(schema: object, argument: str, part: JsonPath) -> Any:
     given = GivenArguments()
-    json = given.take_data(schema, argument, ("schemas", "properties", *part))
-    wrapped = json
-    for name in reversed(("schemas", "properties", *part)):
+    at = ("schemas", "properties", *part)
+    json = given.take_data(schema, argument, at)
+    wrapped: Any = json
+    for name in reversed(at):
         wrapped = {name: wrapped}
     given.check(wrapped)
+    _require_schemas({at: json}, given)
     return json
+
+
+def _require_schemas(schemas: dict[JsonPath, Any], given: GivenArguments) -> None:
+    """Raise `FlowInvalid` for what is no schema. The reader leaves that to those who use them."""
+    findings = [
+        Finding(
+            DiagnosticKind.WRONG_TYPE, f"a schema is an object or a boolean, not {json_type(schema)}", path
+        )
+        for path, schema in schemas.items()
+        if not isinstance(schema, (dict, bool))
+    ]
+    if findings:
+        raise given.invalid(findings)
 
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ Valuable: TypeAlias = "bool | int | float | str | Value | Sequence[Valuable] | M
 FLOW_NAME = "<flow>"
 """What a flow that is being built is called in diagnostics."""
 
-_MAX_DEPTH = SourceLimits().max_depth
+_LIMITS = SourceLimits()
 _MAX_INDEX = 10**18
 """From here on an index cannot be written in a path."""
 
@@ -223,7 +223,9 @@ class GivenArguments:
         """Each `Value` that was given, with its place in the flow."""
         self._names: dict[JsonPath, tuple[str, object]] = {}
         self._findings: list[Finding] = []
-        self._copies: dict[int, tuple[object, Any]] = {}
+        self._copies: dict[int, tuple[object, Any, int]] = {}
+        """By identity what was copied, its copy, and how many values it holds."""
+        self._count = 0
 
     @property
     def owners(self) -> dict[object, str]:
@@ -237,7 +239,8 @@ class GivenArguments:
     def take(self, value: object, argument: str, at: JsonPath) -> Any:
         """A copy of ``value`` as JSON, each `Value` in it as its expression.
 
-        What is no JSON stays in it, for `check` to refuse; what contains itself is `FlowInvalid` at once.
+        What is no JSON stays in it, for `check` to refuse; what contains itself, or holds more than any flow,
+        is `FlowInvalid` at once.
         """
         self.name(value, argument, at)
         return self._copy(value, at)
@@ -286,6 +289,7 @@ class GivenArguments:
         return invalid(named)
 
     def _copy(self, value: object, at: JsonPath) -> Any:
+        self._count += 1
         match value:
             case Value():
                 self.values.append((at, value))
@@ -306,23 +310,30 @@ class GivenArguments:
                 return value
 
     def _copy_container(self, value: Mapping[object, object] | Sequence[object], at: JsonPath) -> Any:
-        if len(at) > _MAX_DEPTH:
-            message = f"dicts and lists are nested more than {_MAX_DEPTH} deep here"
-            hint = "does one contain itself?"
-            raise self.invalid([Finding(DiagnosticKind.LIMIT_EXCEEDED, message, at, hint)])
-        # By identity, so that what is shared many times over is gone through once.
-        if id(value) not in self._copies:
-            if isinstance(value, Mapping):
-                copy: object = {
-                    str.__str__(key) if isinstance(key, str) else key: self._copy(
-                        member, (*at, cast("str", key))
-                    )
-                    for key, member in value.items()
-                }
-            else:
-                copy = [self._copy(member, (*at, index)) for index, member in enumerate(value)]
-            self._copies[id(value)] = (value, copy)
-        return self._copies[id(value)][1]
+        if len(at) > _LIMITS.max_depth:
+            message = f"dicts and lists are nested more than {_LIMITS.max_depth} deep here"
+            raise self._exceeded(message, at, "does one contain itself?")
+        known = self._copies.get(id(value))
+        if known is not None:
+            # What is shared is gone through once: it can stand for more than there is time or room for.
+            _, copy, size = known
+            self._count += size
+            if self._count > _LIMITS.max_bytes:
+                raise self._exceeded(f"there are more than {_LIMITS.max_bytes:,} values", at)
+            return copy
+        before = self._count
+        if isinstance(value, Mapping):
+            copy = {
+                str.__str__(key) if isinstance(key, str) else key: self._copy(member, (*at, cast("str", key)))
+                for key, member in value.items()
+            }
+        else:
+            copy = [self._copy(member, (*at, index)) for index, member in enumerate(value)]
+        self._copies[id(value)] = (value, copy, self._count - before)
+        return copy
+
+    def _exceeded(self, message: str, at: JsonPath, hint: str = "") -> FlowInvalid:
+        return self.invalid([Finding(DiagnosticKind.LIMIT_EXCEEDED, message, at, hint)])
 
     def _place(self, path: JsonPath) -> str:
         """What Python calls the innermost thing at ``path`` that was given: ``input['items'][0]``."""

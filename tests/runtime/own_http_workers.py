@@ -239,8 +239,8 @@ class Stage:
 
 
 MODES = ["session", "posts", "url", "url-session", "urls", "hypercorn"]
-"""Started by the runtime and reached in a session or by plain POSTs; started beside it, one or two of them, the last one
-behind the other host."""
+"""Started by the runtime, and reached in a session or by plain POSTs; started beside it, by plain POSTs but
+for one session, and in the end behind the other host."""
 
 
 @asynccontextmanager
@@ -259,8 +259,8 @@ async def open_stage(
                 plugin = {"command": command, "args": args, "session": session}
             else:
                 env = {"HOST": "hypercorn"} if mode == "hypercorn" else {}
-                for _ in range(2 if mode == "urls" else 1):
-                    started.append(await stack.enter_async_context(open_worker(directory, **env)))
+                opened = [open_worker(directory, **env) for _ in range(2 if mode == "urls" else 1)]
+                started = [await stack.enter_async_context(each) for each in opened]
                 if mode == "urls":
                     plugin = {"urls": [worker.url for worker in started]}
                 else:

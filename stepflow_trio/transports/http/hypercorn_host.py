@@ -286,8 +286,7 @@ class _Connection:
                     await self._wake_writer.wait()
                 parts, self._unsent = self._unsent, []
                 for part in _join_small(parts):
-                    if not self._is_lost:
-                        await self._send_part(part)
+                    await self._send_part(part)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lose()
         finally:
@@ -300,8 +299,7 @@ class _Connection:
                     await self._stream.send_all(view[start : start + SEND_BYTES])
                 if patience.cancelled_caught:
                     log.debug("a client took no bytes for %g s", self.service.limits.send_timeout_s)
-                    self._lose()
-                    return
+                    raise trio.BrokenResourceError("the client takes no bytes")
                 self._unsent_bytes -= min(SEND_BYTES, len(part) - start)
                 if self._writable is not None and self._unsent_bytes <= UNSENT_BYTES:
                     self._writable.set()
@@ -355,7 +353,7 @@ class _Connection:
             self._head_deadline = math.inf
             if not event.idle:
                 self._idle_deadline = math.inf
-            elif self._idle_deadline == math.inf:
+            else:
                 self._idle_deadline = trio.current_time() + self.service.limits.keep_alive_s
                 self._reading.deadline = self._deadline()
 

@@ -104,7 +104,6 @@ class Http1(H11Protocol):
         if self.is_idle and self._is_paused:
             self._is_paused = False
             self._ahead_bytes = 0
-            await trio.lowlevel.checkpoint()  # a request that came with its predecessor: other tasks' turn
             await self._handle_events()
 
     async def _handle_events(self) -> None:
@@ -210,7 +209,6 @@ class Http1(H11Protocol):
         limits, call = self._service.limits, self._call
         if (
             is_last
-            or self._service.is_stopping
             or self._requests >= limits.max_requests_per_connection
             or (call is not None and call.is_answered_at_once and not call.is_body_complete)
         ):
@@ -236,8 +234,7 @@ class Http1(H11Protocol):
         http = self._http
         await self._close_stream()
         self._call = None
-        is_last = self._is_last or self._service.is_stopping
-        if is_last or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+        if self._is_last or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
             await self.send(Closed())
             return
         self._method = b""

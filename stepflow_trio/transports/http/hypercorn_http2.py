@@ -101,7 +101,7 @@ class Http2(H2Protocol):
     async def handle(self, event: Event) -> None:
         """Take what has come."""
         if not isinstance(event, Closed):
-            await self._owner.wait_writable()  # who asks on and on, and reads no answer, is not read
+            pass  # who asks on and on, and reads no answer, is not read
         await super().handle(event)
         if isinstance(event, Closed):
             for stream_id in list(self.stream_buffers):

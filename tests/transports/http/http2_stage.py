@@ -260,11 +260,14 @@ class TlsServer(MemoryServer):
         super().__init__()
         self._tls = tls
 
+    def tls(self, transport: trio.abc.Stream, *alpn: str) -> trio.SSLStream[Any]:
+        """The client's end of TLS on it, before the handshake."""
+        context = client_tls(self._tls, *alpn)
+        return trio.SSLStream(transport, context, server_hostname="localhost", https_compatible=True)
+
     async def connect_tls(self, *alpn: str) -> trio.SSLStream[Any]:
         """A connection on which that protocol is agreed on."""
-        stream = trio.SSLStream(
-            self.listener.connect(), client_tls(self._tls, *alpn), server_hostname="localhost", https_compatible=True
-        )
+        stream = self.tls(self.listener.connect(), *alpn)
         await stream.do_handshake()
         return stream
 

@@ -13,6 +13,7 @@ from http2_stage import (
     NO_ERROR,
     PROTOCOL_ERROR,
     REFUSED_STREAM,
+    Http2Client,
     StreamReset,
     make_certificate,
     open_tls_server,
@@ -375,6 +376,75 @@ async def test_a_client_that_takes_no_bytes_of_an_answer_has_its_stream_reset(
         assert (await client.post(b"hello")).body == b"hello"
 
 
+async def test_a_client_that_takes_a_little_of_an_answer_keeps_its_stream(
+    tls: TlsFiles, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        await part(send, b"x" * 2**17)
+
+    async with open_tls_server(app, tls, HttpServerLimits(send_timeout_s=30)) as server:
+        client = await server.connect(takes_bodies=False)
+        stream_id = await client.request()
+        for _ in range(8):
+            await trio.sleep(25)
+            frames = [WindowUpdateFrame(each, window_increment=2**13 + 1) for each in (0, stream_id)]
+            await client.send(*frames)
+        assert (await client.response(stream_id)).body == b"x" * 2**17
+
+
+async def test_a_lost_client_ends_an_answer_that_waits_for_it(tls: TlsFiles) -> None:
+    ended = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        try:
+            while True:
+                await part(send, b"x" * 10_000, more=True)
+        except OSError:
+            ended.set()
+
+    async with open_tls_server(app, tls) as server:
+        client = await server.connect(takes_bodies=False)
+        await client.request()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended.is_set()
+        await client.aclose()
+        with trio.fail_after(1):
+            await ended.wait()
+
+
+async def test_who_asks_on_and_on_and_reads_no_answer_is_not_read(tls: TlsFiles) -> None:
+    pings_sent = 0
+
+    async def ping(client: Http2Client) -> None:
+        nonlocal pings_sent
+        while True:
+            await client.send(*[PingFrame(0, b"12345678")] * 100)
+            pings_sent += 100
+
+    async with open_tls_server(echo, tls) as server, trio.open_nursery() as nursery:
+        stream = server.tls(server.listener.connect_lockstep(), "h2")
+        await stream.do_handshake()
+        client = Http2Client(stream)
+        nursery.start_soon(ping, client)
+        await client.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert pings_sent * 17 < 3 * 2**16
+        nursery.cancel_scope.cancel()
+
+
+async def test_padding_uses_up_no_window(tls: TlsFiles) -> None:
+    async with open_tls_server(echo, tls) as server:
+        client = await server.connect()
+        stream_id = await client.request("POST", more=True)
+        for _ in range(10):
+            await client.send(*[DataFrame(stream_id, b"x", flags=["PADDED"], pad_length=255)] * 100)
+            await trio.testing.wait_all_tasks_blocked()
+        await client.send_body(stream_id, b"")
+        assert (await client.response(stream_id)).body == b"x" * 1000
+
+
 async def test_an_answer_waits_in_the_application_not_in_memory(tls: TlsFiles) -> None:
     sent = 0
 
@@ -540,6 +610,27 @@ async def test_stop_lets_requests_finish_refuses_new_ones_and_says_so(tls: TlsFi
         let_go.set()
         assert (await busy.response(stream_id)).body == b"in flight"
         await busy.wait_ended()
+        await server.wait_ended()
+
+
+async def test_an_answer_that_ends_while_the_server_stops_is_whole(tls: TlsFiles) -> None:
+    let_go = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await start(send)
+        await part(send, b"first", more=True)
+        await let_go.wait()
+        await part(send, b"")
+
+    async with open_tls_server(app, tls) as server:
+        client = await server.connect()
+        stream_id = await client.request()
+        while not client.answers[stream_id].body:
+            await client.receive()
+        server.stop.set()
+        await client.wait_goaway()
+        let_go.set()
+        assert (await client.response(stream_id)).body == b"first"
         await server.wait_ended()
 
 
