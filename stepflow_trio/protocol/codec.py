@@ -6,6 +6,7 @@ typed payload is converted from those values later (:mod:`stepflow_trio.protocol
 
 from __future__ import annotations
 
+import gc
 import re
 from itertools import accumulate
 from typing import Any, cast, final
@@ -41,6 +42,9 @@ would otherwise use up on a small thread. The largest published schema nests 14 
 
 MAX_BATCH_ITEMS = 4096
 """Most messages accepted in one array: each invalid one costs an answer many times its own size."""
+
+_LARGE_BYTES = 2**18
+"""Text from which on pausing the garbage collector is worth its cost."""
 
 _decode = msgspec.json.Decoder(Any).decode
 _encode = msgspec.json.Encoder().encode
@@ -120,10 +124,17 @@ def decode_json(text: bytes, *, max_nesting: int = MAX_NESTING) -> Any:
             raise ValueError(f"not UTF-8: {exc.reason} (byte {exc.start})") from None
     if nests_deeper(text, max_nesting):
         raise ValueError(f"nested deeper than {max_nesting} levels")
+    # Nothing of what is decoded is garbage yet, but the collector would look through it all again and again.
+    pauses_collector = len(text) > _LARGE_BYTES and gc.isenabled()
+    if pauses_collector:
+        gc.disable()
     try:
         return _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ValueError(str(exc)) from None
+    finally:
+        if pauses_collector:
+            gc.enable()
 
 
 def nests_deeper(text: bytes, limit: int) -> bool:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
 import os
@@ -386,7 +388,9 @@ def test_no_result_at_all_is_not_sent() -> None:
 
 AWKWARD = st.recursive(
     st.sampled_from([None, 1, "x", ',"id":7}', '"', "\\", ',\\"id\\":"a"}', "id"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "method", "a"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "method", "a"]), inner)
+    ),
     max_leaves=6,
 )
 IDS = st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20)
@@ -406,3 +410,16 @@ def test_the_outline_of_our_own_frames_is_that_of_the_decoded_message(
 
 def test_the_outline_of_a_notification_without_params() -> None:
     assert codec.outline(codec.encode_notification("x", UNSET)) == codec.Outline("x", None)
+
+
+@pytest.mark.parametrize("text", [b"[" + b"0," * 2**18 + b"0]", b"[" + b"0," * 2**18])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was_after_a_large_text(text: bytes, enabled: bool) -> None:
+    was_enabled = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.suppress(ValueError):
+            codec.decode_json(text)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

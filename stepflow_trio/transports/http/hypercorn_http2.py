@@ -101,7 +101,7 @@ class Http2(H2Protocol):
     async def handle(self, event: Event) -> None:
         """Take what has come."""
         if not isinstance(event, Closed):
-            pass  # who asks on and on, and reads no answer, is not read
+            await self._owner.wait_writable()  # who asks on and on, and reads no answer, is not read
         await super().handle(event)
         if isinstance(event, Closed):
             for stream_id in list(self.stream_buffers):
@@ -289,7 +289,6 @@ class Http2(H2Protocol):
             self._sending[stream_id].deadline = trio.current_time() + self._service.limits.send_timeout_s
         if buffer.complete:
             await self._forget_buffer(stream_id)
-            self._stop_upload(stream_id)
             await self._settle()
         await self._flush()
 
