@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import trio
 
 from stepflow_trio.engine import Connection, Limits, Link, open_connection
+from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConnectionLost, LossReason
 from stepflow_trio.protocol.paths import PathTable
 from stepflow_trio.protocol.peer import Role
@@ -302,26 +303,36 @@ class Worker:
 
         Prints one line ``{"port": N}`` to stdout once it accepts connections, for the runtime that has
         started it; from then on, what anything in this process prints goes to stderr. SIGTERM and SIGINT end
-        it in order.
+        it in order; SIGINT once more, at once.
         """
 
         async def serve() -> None:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async with self.open_http(
-                    host,
-                    port,
-                    http_host=http_host,
-                    security=security,
-                    tls=tls,
-                    allow_insecure_bind=allow_insecure_bind,
-                    http_limits=http_limits,
-                    instance_id=instance_id,
-                    blob_urls=blob_urls,
-                    blob_bearers=blob_bearers,
-                ) as http:
-                    _tell_port(http.port)
-                    async for _ in signals:
-                        break
+            stop = trio.Event()
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, one_exception():
+                async with trio.open_nursery() as nursery:
+
+                    async def heed_signals() -> None:
+                        async for signum in signals:
+                            if stop.is_set() and signum == signal.SIGINT:
+                                nursery.cancel_scope.cancel(reason="a second signal will not wait")
+                            stop.set()
+
+                    nursery.start_soon(heed_signals)
+                    async with self.open_http(
+                        host,
+                        port,
+                        http_host=http_host,
+                        security=security,
+                        tls=tls,
+                        allow_insecure_bind=allow_insecure_bind,
+                        http_limits=http_limits,
+                        instance_id=instance_id,
+                        blob_urls=blob_urls,
+                        blob_bearers=blob_bearers,
+                    ) as http:
+                        _tell_port(http.port)
+                        await stop.wait()
+                    nursery.cancel_scope.cancel(reason="all that was in flight has ended")
 
         trio.run(serve)
 

@@ -93,6 +93,22 @@ async def first_time(context: Context) -> list:
     return [context.attempt, os.getpid()]
 
 
+here = 0
+all_here = trio.Event()
+
+
+@worker.component
+async def together(count: int) -> bool:
+    """Whether so many executions are at it at the same time, in the end."""
+    global here
+    here += 1
+    if here == count:
+        all_here.set()
+    with trio.move_on_after(3):
+        await all_here.wait()
+    return all_here.is_set()
+
+
 async def at_it(what):
     say(what + " began")
     try:

@@ -31,6 +31,10 @@ CHARACTERS = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000), 0x1F600,
 TOKEN = "0123456789abcdef0123"  # noqa: S105 — nobody's
 
 
+some_modes = pytest.mark.parametrize("mode", ["session", "posts", "hypercorn"])
+"""Enough for what does not depend on where the worker is."""
+
+
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -66,6 +70,7 @@ async def test_values_come_back_as_they_were_sent(mode: str, tmp_path: Path) -> 
         assert [result.to_json()["result"] for result in run.results if result is not None] == values
 
 
+@some_modes
 @pytest.mark.parametrize("threshold", [0, 1_048_576], ids=["inline", "as-a-blob"])
 async def test_ten_megabytes_go_both_ways(mode: str, tmp_path: Path, threshold: int) -> None:
     value = "äöü…" * 1_111_112
@@ -91,6 +96,7 @@ async def test_large_fields_travel_as_blobs_and_small_ones_do_not(tmp_path: Path
                 assert stored.count(b'"%b"' % value.encode()) == times
 
 
+@some_modes
 async def test_components_store_and_read_blobs(mode: str, tmp_path: Path) -> None:
     data = {"text": "hällo", "numbers": [1, 2.5]}
     async with open_stage(mode, tmp_path) as stage:
@@ -120,6 +126,7 @@ async def test_components_run_flows_which_may_lead_back_to_their_worker(mode: st
         assert sorted(told) == sorted([(0.25, "calling back"), (0.75, "hat geantwortet: ä")] * 40)
 
 
+@some_modes
 async def test_a_component_s_error_comes_with_all_that_it_says(mode: str, tmp_path: Path) -> None:
     async with open_stage(mode, tmp_path, retries=2) as stage:
         failed = await failure_of(stage, "fail", {"code": -32111})
@@ -134,12 +141,32 @@ async def test_a_component_s_error_comes_with_all_that_it_says(mode: str, tmp_pa
         assert stage.seen.of(StepRetrying) == []
 
 
+@some_modes
 async def test_components_are_listed(mode: str, tmp_path: Path) -> None:
     async with open_stage(mode, tmp_path) as stage:
         listed = {each.path: each for each in await stage.runtime.list_components()}
         assert {"/w/echo", "/w/call", "/w/hold"} <= listed.keys()
         assert listed["/w/hold"].info.description == "Is at it for ever."
         assert stage.runtime.plugin_problems == {}
+
+
+TOO_MANY_CONNECTIONS = pytest.mark.xfail(
+    strict=True,
+    raises=ExceptionGroup,
+    reason="the runtime opens up to 16,384 connections for its calls; our server closes those beyond its "
+    "max_connections_per_peer (1,024) without an answer, and their calls fail as transports do",
+)
+
+
+@pytest.mark.parametrize("mode", ["session", pytest.param("posts", marks=TOO_MANY_CONNECTIONS)])
+async def test_eleven_hundred_calls_are_in_flight_at_once(mode: str, tmp_path: Path) -> None:
+    count = 1100
+    async with open_stage(mode, tmp_path) as stage:
+        inputs = [{"count": count}] * count
+        run = await stage.runtime.submit(calling("together"), inputs, max_concurrency=count)
+        await run.wait()
+    results = [result.to_json() for result in run.results if result is not None]
+    assert results == [{"outcome": "success", "result": True}] * count
 
 
 # ---- what is given up -------------------------------------------------------------------------------------
@@ -165,12 +192,13 @@ async def test_cancelling_a_run_ends_its_component_at_once_and_nothing_else(
         assert len(stage.seen.of(WorkerStarted)) == len(stage.logs)
 
 
-async def test_a_deadline_ends_a_component_and_what_it_called(mode: str, tmp_path: Path) -> None:
+@some_modes
+async def test_who_gives_a_run_up_ends_its_component_and_what_that_called(mode: str, tmp_path: Path) -> None:
     async with open_stage(mode, tmp_path) as stage:
-        with trio.move_on_after(0.5) as scope:
-            await stage.run("call", {"flow": calling("hold"), "input": None})
-        assert scope.cancelled_caught
-        at = await stage.wait_said("hold began")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.run, "call", {"flow": calling("hold"), "input": None})
+            at = await stage.wait_said("hold began")
+            nursery.cancel_scope.cancel()
         with trio.fail_after(2):
             await stage.logs[at].wait_for("hold ended")
         assert await stage.run("echo", {"value": 1}) == 1
@@ -265,6 +293,7 @@ async def test_a_worker_that_is_asked_to_end_finishes_what_it_is_at(mode: str, t
             assert await worker.process.wait_exited() == 0
 
 
+@pytest.mark.parametrize("mode", ["session", "posts", "urls"])
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["in-order", "cancelled"])
 async def test_a_runtime_that_ends_leaves_no_process_and_no_socket(
     mode: str, tmp_path: Path, is_cancelled: bool
