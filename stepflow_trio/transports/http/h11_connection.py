@@ -129,7 +129,8 @@ class _Connection:
             http.receive_data(data)
             event = http.next_event()
             if isinstance(event, h11.Request):
-                self._state.known_heads.remember(data, read_head(event, self._state.limits))
+                head_bytes = data[: len(data) - len(http.trailing_data[0])]
+                self._state.known_heads.remember(head_bytes, read_head(event, self._state.limits))
                 return event
         with trio.move_on_after(self._state.limits.header_timeout_s):
             while data := await self.wire.receive():

@@ -79,17 +79,19 @@ class KnownHeads:
         scope["headers"] = scope["headers"].copy()
         return head._replace(scope=scope), data[end:]
 
-    def remember(self, data: bytes, head: Head) -> None:
-        """Remember the head that ``data`` begins with, if it is of the kind."""
-        end = data.find(b"\r\n\r\n") + 4
+    def remember(self, head_bytes: bytes, head: Head) -> None:
+        """Remember a head by its bytes, of which h11 has said that they are it, if it is of the kind."""
+        end = len(head_bytes)
+        if head_bytes.find(b"\r\n\r\n") + 4 != end:
+            return  # lines that end otherwise: where it ends then, is for h11 to say each time
         headers: list[tuple[bytes, bytes]] = head.scope["headers"]
         names = {name for name, _ in headers}
-        if not 4 <= end <= MAX_KNOWN_HEAD_BYTES or head.is_http_1_0 or names & _NEEDS_H11:
+        if end > MAX_KNOWN_HEAD_BYTES or head.is_http_1_0 or names & _NEEDS_H11:
             return
         lengths = [value for name, value in headers if name == b"content-length"]
         if len(lengths) != 1:
             return
         kept = head._replace(scope={**head.scope, "headers": headers.copy()})
-        self._heads[data[:end]] = kept, int(lengths[0])
+        self._heads[head_bytes] = kept, int(lengths[0])
         if len(self._heads) > MAX_KNOWN_HEADS:
             self._heads.popitem(last=False)
