@@ -24,7 +24,11 @@ Tree::
     ├── ConfigError                a configuration file cannot be used as written (place)
     ├── RunFailed                  a run ended with a failure (code, message, data, run_id)
     │   └── RunCancelled           it was cancelled
-    └── BlobNotFound               nothing is stored under this blob id (blob_id)
+    ├── BlobNotFound               nothing is stored under this blob id (blob_id)
+    ├── FlowNotFound               no flow is stored under this id (flow_id)
+    ├── RunNotFound                there is no run of this id (run_id)
+    └── StateConflict              how a run or a flow stands forbids what was asked
+        └── KeyReused              an idempotency key came back with another submission (key, run_id)
 
 Cancellation is never one of these: ``trio.Cancelled`` always passes through untouched.
 """
@@ -47,6 +51,8 @@ __all__ = [
     "ConnectionLost",
     "ErrorCode",
     "FlowInvalid",
+    "FlowNotFound",
+    "KeyReused",
     "LocalProtocolError",
     "LossReason",
     "Overloaded",
@@ -56,7 +62,9 @@ __all__ = [
     "RpcError",
     "RunCancelled",
     "RunFailed",
+    "RunNotFound",
     "SpawnFailed",
+    "StateConflict",
     "StepflowError",
     "UrlRefused",
     "WorkerExited",
@@ -245,13 +253,15 @@ class ConnectionLost(StepflowError):
 class ConnectFailed(ConnectionLost):
     """No connection to ``origin`` could be made; ``why`` says what stood in its way.
 
-    Nothing was sent, so that whatever was to be sent may be sent to another server.
+    Nothing was sent, so that whatever was to be sent may be sent to another server. ``is_local`` says that it
+    was this machine which had none to make, being out of descriptors, say: it tells nothing of the server.
     """
 
-    def __init__(self, origin: str, why: str) -> None:
+    def __init__(self, origin: str, why: str, *, is_local: bool = False) -> None:
         super().__init__(LossReason.STREAM_ERROR, why)
         self.origin = origin
         self.why = why
+        self.is_local = is_local
 
     def __str__(self) -> str:
         return f"cannot connect to {self.origin}: {self.why}"
@@ -387,3 +397,44 @@ class BlobNotFound(StepflowError):
 
     def __str__(self) -> str:
         return f"no blob {self.blob_id!r} is stored"
+
+
+class FlowNotFound(StepflowError):
+    """No flow is stored under ``flow_id``."""
+
+    def __init__(self, flow_id: str) -> None:
+        super().__init__(flow_id)
+        self.flow_id = flow_id
+
+    def __str__(self) -> str:
+        return f"no flow {self.flow_id!r} is stored"
+
+
+class RunNotFound(StepflowError):
+    """There is no run ``run_id``: there never was, or it was deleted."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"there is no run {self.run_id}"
+
+
+class StateConflict(StepflowError):
+    """What was asked does not go with how a run or a flow stands; the text says how that is."""
+
+
+class KeyReused(StateConflict):
+    """``key`` was given with ``run_id``'s submission before, and now with another one."""
+
+    def __init__(self, key: str, run_id: str) -> None:
+        super().__init__(key, run_id)
+        self.key = key
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"idempotency key {self.key[:80]!r} was used for run {self.run_id}, which was another "
+            "submission: a new one needs a new key"
+        )

@@ -386,7 +386,7 @@ class Connection:
         try:
             frame = self._peer.answer(context.inbound, result)
         except LocalProtocolError as exc:
-            self._fail(context, exc)
+            self._fail(context, RpcError(ErrorCode.INTERNAL_ERROR, f"The answer cannot be sent: {exc}"))
             return
         # The two refer to each other, and to the params: what was answered is to be gone at once.
         context.inbound.handler = None

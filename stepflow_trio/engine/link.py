@@ -48,7 +48,7 @@ class Link(Protocol):
         ...
 
 
-__all__ = ["Arrival", "EagerLink", "Link"]
+__all__ = ["Arrival", "CancellingLink", "EagerLink", "Link"]
 
 
 @runtime_checkable
@@ -69,4 +69,17 @@ class EagerLink(Link, Protocol):
             Whether all of it is gone. If not, the rest is kept and goes first with the next :meth:`send`,
             which may be called without frames for that, and which says so if the peer takes nothing any more.
         """
+        ...
+
+
+@runtime_checkable
+class CancellingLink(Link, Protocol):
+    """A link that brings a cancellation about by itself, whether or not the peer knows ``$/cancelRequest``.
+
+    It is given that notification like any other frame.
+    """
+
+    @property
+    def cancels_by_closing(self) -> bool:
+        """Always true: it closes what carries the request."""
         ...

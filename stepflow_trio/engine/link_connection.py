@@ -14,7 +14,7 @@ from stepflow_trio.engine.connection import Connection
 from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.engine.handlers import Handlers
 from stepflow_trio.engine.limits import Limits
-from stepflow_trio.engine.link import EagerLink, Link
+from stepflow_trio.engine.link import CancellingLink, EagerLink, Link
 from stepflow_trio.errors import ConnectionLost, LossReason
 from stepflow_trio.protocol.dialects import CANCEL
 from stepflow_trio.protocol.peer import Peer, Role
@@ -56,8 +56,7 @@ class LinkConnection(Connection):
 
     @peer_extensions.setter
     def peer_extensions(self, extensions: frozenset[str]) -> None:
-        # Over HTTP every peer understands a cancellation: the link closes what carries the call.
-        always = {CANCEL} if self._link.kind == "http" else frozenset[str]()
+        always = {CANCEL} if isinstance(self._link, CancellingLink) else frozenset[str]()
         self._peer.peer_extensions = extensions | always
 
     @property

@@ -5,7 +5,7 @@ Field order is the order on the wire, which is that of the examples in the JSON-
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, TypeGuard, final
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -83,6 +83,11 @@ class Batch(Struct, frozen=True):
 
 Message: TypeAlias = Request | Notification | Success | Failure
 Decoded: TypeAlias = Message | Malformed | Batch
+
+
+def is_answer(message: Decoded) -> TypeGuard[Success | Failure | Malformed]:
+    """Whether a message was meant as an answer, though it may be malformed."""
+    return type(message) in (Success, Failure) or (type(message) is Malformed and message.is_response)
 
 
 class WireRequest(Struct, frozen=True):

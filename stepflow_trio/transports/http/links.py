@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,12 +13,12 @@ import trio
 
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.engine.link import Link
-from stepflow_trio.errors import ConnectionLost, RemoteProtocolError
+from stepflow_trio.errors import ConnectionLost, LossReason, RemoteProtocolError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.sse import escape_non_ascii
 from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
-from stepflow_trio.transports.http.events import EventStream, Opening
+from stepflow_trio.transports.http.events import OPENING_TIMEOUT_S, EventStream, Opening
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.post_link import Headers, PostLink
 from stepflow_trio.transports.http.session_link import SessionLink
@@ -83,7 +84,7 @@ async def open_http_link(
                             target=target,
                             headers=headers,
                             stream=stream,
-                            max_post_bytes=limits.max_body_bytes,
+                            max_post_bytes=opening.max_post_bytes or limits.max_body_bytes,
                         )
                     else:
                         async with _open_post_link(
@@ -102,18 +103,24 @@ async def _open_session(
     """Open a session; None where the worker has none. With it come headers for what is sent in it."""
     asked = [(b"accept", b"text/event-stream"), *headers]
     events = path.rstrip("/") + "/runtime/events"
-    async with client.request("GET", events, headers=asked) as response:
-        content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
-        if response.status == 200 and content_type == b"text/event-stream":
-            stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
-            instance_id = response.headers.get(b"stepflow-instance-id")
-            # A balancer leads to the session's own instance what says this.
-            instance = [] if instance_id is None else [(b"stepflow-instance-id", instance_id)]
-            yield stream, await stream.read_opening(), instance
-            return
-        await response.read(limits.max_header_bytes)
-        if response.status not in (404, 405, 406, 501):
-            raise RemoteProtocolError(f"the worker refused a session: HTTP {response.status}")
+    with trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT_S) as opening_scope:
+        async with client.request("GET", events, headers=asked) as response:
+            content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
+            if response.status == 200 and content_type == b"text/event-stream":
+                stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
+                opening = await stream.read_opening()
+                opening_scope.deadline = math.inf
+                instance_id = response.headers.get(b"stepflow-instance-id")
+                # A balancer leads to the session's own instance what says this.
+                instance = [] if instance_id is None else [(b"stepflow-instance-id", instance_id)]
+                yield stream, opening, instance
+                return
+            await response.read(limits.max_header_bytes)
+            if response.status not in (404, 405, 406, 501):
+                raise RemoteProtocolError(f"the worker refused a session: HTTP {response.status}")
+    if opening_scope.cancelled_caught:
+        detail = f"the worker opened no session within {OPENING_TIMEOUT_S:g} s"
+        raise ConnectionLost(LossReason.STREAM_ERROR, detail)
     yield None
 
 

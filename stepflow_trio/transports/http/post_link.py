@@ -6,7 +6,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeAlias, cast
 
 import trio
 
@@ -23,7 +23,6 @@ from stepflow_trio.errors import (
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.dialects import TransportKind
 from stepflow_trio.protocol.messages import (
-    Decoded,
     ErrorObject,
     Failure,
     Malformed,
@@ -31,15 +30,25 @@ from stepflow_trio.protocol.messages import (
     Request,
     RequestId,
     Success,
+    is_answer,
 )
 from stepflow_trio.protocol.peer import CANCEL_REQUEST, Unanswerable
 from stepflow_trio.protocol.sse import EventParser, EventRejected
 from stepflow_trio.transports.http.client import HttpClient, HttpResponse
 
-Headers = list[tuple[bytes, bytes]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 END_OF_STREAM_S = 1.0
 """After its answer, an event stream should end at once. One that does not costs its connection."""
+
+ONE_WAY_TIMEOUT_S = 30.0
+"""What gets no answer but 202 is given up after so long: nothing happens for it meanwhile."""
+
+MAX_CALLBACKS = 1024
+"""Callbacks of one request that wait for answers at once. A further one is not read until one is answered."""
+
+MIN_PATIENCE_S = 45.0
+"""A stream that has had heartbeats is given up after three that did not come, but not earlier than this."""
 
 MAX_ERROR_BYTES = 64 * 2**10
 """Read of the body of an answer that is an error of HTTP."""
@@ -50,6 +59,17 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Of a proxy or a server in trouble: another attempt may succeed. Other statuses stay what they are."""
 
 _log = logging.getLogger("stepflow_trio.transports")
+
+
+class _Exchange:
+    """One request of ours while HTTP carries it."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.instance_id: bytes | None = None
+        self.asked_back: dict[RequestId, trio.CancelScope] = {}
+        """Callbacks that wait for their answers, and the scopes in which those are sent."""
+        self.room = trio.lowlevel.ParkingLot()
 
 
 class PostLink:
@@ -68,6 +88,7 @@ class PostLink:
         nursery: where exchanges run; their owner cancels it when it closes the link.
         max_event_bytes: the longest event read.
         has_session: whether callbacks come on a session's stream, and not with the answers.
+        instances: the ids of instances that are known already; others are added.
     """
 
     def __init__(
@@ -80,6 +101,7 @@ class PostLink:
         nursery: trio.Nursery,
         max_event_bytes: int,
         has_session: bool = False,
+        instances: set[bytes] | None = None,
     ) -> None:
         self._has_session = has_session
         self._client = client
@@ -94,11 +116,13 @@ class PostLink:
         self._max_event_bytes = max_event_bytes
         self._arrived: deque[Arrival] = deque()
         self._readable = trio.lowlevel.ParkingLot()
-        self._scopes: dict[RequestId, trio.CancelScope] = {}
-        self._asked_back: dict[RequestId, tuple[RequestId, bytes | None]] = {}
+        self._exchanges: dict[RequestId, _Exchange] = {}
+        self._asking: dict[RequestId, RequestId] = {}
+        """By each callback that waits for an answer, the request of ours that it is made for."""
+        self._announced: trio.Event | None = None
+        """Set when the last notification has arrived: what was sent after it goes out after it."""
         self._failure: BaseException | None = None
-        self.instance_id: bytes | None = None
-        """The instance that answered last, where it said so."""
+        self._instances: set[bytes] = set() if instances is None else instances
         self.is_suspect = False
         """Whether the worker could not be reached, or another instance answers in its place: what was agreed
         on in ``initialize`` is then not known there."""
@@ -107,6 +131,11 @@ class PostLink:
     def kind(self) -> TransportKind:
         """HTTP."""
         return "http"
+
+    @property
+    def cancels_by_closing(self) -> bool:
+        """It does; see :class:`~stepflow_trio.engine.link.CancellingLink`."""
+        return True
 
     # ---- what the engine does -----------------------------------------------------------------------
 
@@ -130,8 +159,8 @@ class PostLink:
     async def aclose(self) -> None:
         """Cancel all exchanges; see :class:`~stepflow_trio.engine.link.Link`."""
         self.fail(trio.ClosedResourceError("this link is closed"))
-        for scope in [*self._scopes.values()]:
-            scope.cancel(reason="the link is closed")
+        for exchange in [*self._exchanges.values()]:
+            exchange.scope.cancel(reason="the link is closed")
         await trio.lowlevel.checkpoint()
 
     def fail(self, failure: BaseException) -> None:
@@ -152,67 +181,102 @@ class PostLink:
             raise trio.BrokenResourceError("the link is over") from self._failure
         what = codec.outline(frame)
         if what.method is None:
-            self._nursery.start_soon(self._answer_back, cast("RequestId", what.id), frame)
+            self._answer_back(cast("RequestId", what.id), frame)
         elif what.id is not None:
-            scope = self._scopes[what.id] = trio.CancelScope()
-            self._nursery.start_soon(self._exchange, what.id, what.method, frame, scope)
+            exchange = self._exchanges[what.id] = _Exchange()
+            self._nursery.start_soon(self._run, exchange, what.id, what.method, frame, self._announced)
         elif what.method == CANCEL_REQUEST:
             notification = cast("Notification", codec.decode(frame))
             id_ = cast("dict[str, Any]", notification.params)["id"]
-            if id_ in self._scopes:
-                self._scopes[id_].cancel(reason="the caller has given the request up")
+            if id_ in self._exchanges:
+                self._exchanges[id_].scope.cancel(reason="the caller has given the request up")
         else:
-            self._nursery.start_soon(self._notify, what.method, frame)
+            before, self._announced = self._announced, trio.Event()
+            self._nursery.start_soon(self._notify, what.method, frame, before, self._announced)
 
-    async def _exchange(self, id_: RequestId, method: str, frame: bytes, scope: trio.CancelScope) -> None:
+    async def _run(
+        self, exchange: _Exchange, id_: RequestId, method: str, frame: bytes, before: trio.Event | None
+    ) -> None:
         end = Unanswerable(id_, ConnectionLost(LossReason.LOCAL_CLOSE, "the request was given up"))
-        callbacks: list[RequestId] = []
         try:
-            with scope:
+            with exchange.scope:
+                if before is not None:
+                    await before.wait()
                 async with self._client.request(
                     "POST", self._target, headers=self._headers, body=frame
                 ) as response:
-                    if await self._read_answer(response, id_, method, callbacks):
+                    if await self._read_answer(response, exchange, id_, method):
                         return
                     detail = "the worker's event stream ended before the answer came"
                     end = Unanswerable(id_, ConnectionLost(LossReason.STREAM_ERROR, detail))
         except StepflowError as exc:
-            if isinstance(exc, ConnectFailed):
+            if isinstance(exc, ConnectFailed) and not exc.is_local:
                 self.is_suspect = True
             end = Unanswerable(id_, exc)
         finally:
-            del self._scopes[id_]
-            for callback in callbacks:  # what a request called back ends with it
-                if self._asked_back.pop(callback, None):
-                    self.arrive(Notification(CANCEL_REQUEST, {"id": callback}))
+            del self._exchanges[id_]
+            while exchange.asked_back:  # what it called back ends with it
+                callback, answering = exchange.asked_back.popitem()
+                del self._asking[callback]
+                answering.cancel(reason="the request that asked for this answer is over")
+                self.arrive(Notification(CANCEL_REQUEST, {"id": callback}))
         self.arrive(end)
 
-    async def _answer_back(self, callback: RequestId, frame: bytes) -> None:
+    def _answer_back(self, callback: RequestId, frame: bytes) -> None:
         """Send our answer to what the worker asked while it was at a request of ours."""
-        if callback not in self._asked_back and not self._has_session:
-            return  # what asked for it is over
-        cause, instance_id = self._asked_back.pop(callback, (None, None))
-        headers = [(b"stepflow-instance-id", instance_id)] if instance_id else []
-        problem = await self._post_one_way(frame, headers)
-        if problem is None:
-            return
-        _log.warning("an answer to %.80r did not reach the worker: %s", callback, problem)
-        if cause is not None and (scope := self._scopes.get(cause)):
-            # The component would wait for it for ever.
-            detail = f"an answer to what the component asked did not reach it: {problem}"
-            self.arrive(Unanswerable(cause, ConnectionLost(LossReason.STREAM_ERROR, detail)))
-            scope.cancel(reason="its callback cannot be answered")
+        cause = self._asking.get(callback)
+        if cause is not None:
+            exchange = self._exchanges[cause]
+            self._nursery.start_soon(self._send_answer, exchange, cause, callback, frame)
+        elif self._has_session:
+            self._nursery.start_soon(self._send_answer_in_session, frame)
 
-    async def _notify(self, method: str, frame: bytes) -> None:
+    async def _send_answer(
+        self, exchange: _Exchange, cause: RequestId, callback: RequestId, frame: bytes
+    ) -> None:
+        if callback not in exchange.asked_back:
+            return  # what asked for it ended meanwhile
+        headers = [(b"stepflow-instance-id", exchange.instance_id)] if exchange.instance_id else []
+        with exchange.asked_back[callback]:
+            problem = await self._post_one_way(frame, headers)
+            if problem is not None:
+                # The component would wait for it for ever.
+                detail = f"an answer to what the component asked did not reach it: {problem}"
+                self.arrive(Unanswerable(cause, ConnectionLost(LossReason.STREAM_ERROR, detail)))
+                exchange.scope.cancel(reason="its callback cannot be answered")
+            elif exchange.asked_back.pop(callback, None) is not None:
+                del self._asking[callback]
+                exchange.room.unpark()
+
+    async def _send_answer_in_session(self, frame: bytes) -> None:
         problem = await self._post_one_way(frame, [])
         if problem is not None:
-            _log.warning("notification %s did not reach the worker: %s", method, problem)
+            # Whose callback it is that now waits for ever, only the worker knows.
+            self.fail(trio.BrokenResourceError(f"an answer did not reach the worker: {problem}"))
+
+    async def _notify(
+        self, method: str, frame: bytes, before: trio.Event | None, arrived: trio.Event
+    ) -> None:
+        try:
+            if before is not None:
+                await before.wait()
+            problem = await self._post_one_way(frame, [])
+            if problem is not None:
+                _log.warning("notification %s did not reach the worker: %s", method, problem)
+        finally:
+            arrived.set()
+            if self._announced is arrived:
+                self._announced = None
 
     async def _post_one_way(self, frame: bytes, headers: Headers) -> str | None:
         """POST what gets no answer; return what went wrong, if anything did."""
         try:
             async with self._short_client.request(
-                "POST", self._target, headers=[*self._headers, *headers], body=frame
+                "POST",
+                self._target,
+                headers=[*self._headers, *headers],
+                body=frame,
+                timeout_s=ONE_WAY_TIMEOUT_S,
             ) as response:
                 body = await response.read(MAX_ERROR_BYTES)
         except StepflowError as exc:
@@ -222,7 +286,7 @@ class PostLink:
     # ---- what comes ---------------------------------------------------------------------------------
 
     async def _read_answer(
-        self, response: HttpResponse, id_: RequestId, method: str, callbacks: list[RequestId]
+        self, response: HttpResponse, exchange: _Exchange, id_: RequestId, method: str
     ) -> bool:
         """Hand over what a response brings. False where it ends without the answer.
 
@@ -231,37 +295,34 @@ class PostLink:
         """
         content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
         if response.status == 200 and content_type == b"text/event-stream":
-            return await self._read_events(response, id_, callbacks)
+            return await self._read_events(response, exchange, id_)
         body = await response.read(None if response.status == 200 else MAX_ERROR_BYTES)
         if response.status == 202 or (not body and response.status < 300):
             message = f"the worker took {method} for something that needs no answer (HTTP {response.status})"
             raise RemoteProtocolError(message, code=ErrorCode.GARBLED_MESSAGE)
-        message = _answer_in(body, id_, is_error=response.status >= 300)
+        message = _answer_to(id_, body, is_error=response.status >= 300)
         if message is None:
             raise _http_error(response, method, body)
         self.arrive(message)
         return True
 
-    async def _read_events(self, response: HttpResponse, id_: RequestId, callbacks: list[RequestId]) -> bool:
-        instance_id = response.headers.get(b"stepflow-instance-id")
-        if instance_id is not None:
-            if self.instance_id not in (None, instance_id):
-                self.is_suspect = True
-            self.instance_id = instance_id
+    async def _read_events(self, response: HttpResponse, exchange: _Exchange, id_: RequestId) -> bool:
+        self._meet(exchange, response.headers.get(b"stepflow-instance-id"))
         parser = EventParser(self._max_event_bytes)
-        while chunk := await response.receive_some():
+        pulse = _Pulse()
+        while chunk := await pulse.receive(response):
             for event in parser.feed(chunk):
                 if type(event) is EventRejected:
                     raise RemoteProtocolError(event.detail, code=ErrorCode.GARBLED_MESSAGE)
                 message = codec.decode(event.data)
                 if type(message) is Request:
-                    self._asked_back[message.id] = id_, instance_id
-                    callbacks.append(message.id)
-                elif _answers_another(message, id_):
+                    await self._ask_back(message, exchange, id_)
+                elif not is_answer(message):
+                    self.arrive(message)
+                elif message.id != id_:
                     _log.warning("the worker answered %.80r on the stream of %r", message.id, id_)
-                    continue
-                self.arrive(message)
-                if _is_answer(message):
+                else:
+                    self.arrive(message)
                     with trio.move_on_after(END_OF_STREAM_S):
                         # Its end makes the connection fit for the next request.
                         while await response.receive_some():
@@ -269,16 +330,51 @@ class PostLink:
                     return True
         return False
 
+    def _meet(self, exchange: _Exchange, instance_id: bytes | None) -> None:
+        exchange.instance_id = instance_id
+        if instance_id is not None:
+            if self._instances and instance_id not in self._instances:
+                self.is_suspect = True
+            self._instances.add(instance_id)
 
-def _is_answer(message: Decoded) -> TypeGuard[Success | Failure | Malformed]:
-    return type(message) in (Success, Failure) or (type(message) is Malformed and message.is_response)
+    async def _ask_back(self, callback: Request, exchange: _Exchange, id_: RequestId) -> None:
+        while len(exchange.asked_back) >= MAX_CALLBACKS:
+            await exchange.room.park()
+        if callback.id in self._asking:
+            message = f"the worker calls back with id {callback.id!r:.80}, which is still in flight"
+            raise RemoteProtocolError(message, code=ErrorCode.INVALID_REQUEST)
+        self._asking[callback.id] = id_
+        exchange.asked_back[callback.id] = trio.CancelScope()
+        self.arrive(callback)
 
 
-def _answers_another(message: Decoded, id_: RequestId) -> TypeGuard[Success | Failure | Malformed]:
-    return _is_answer(message) and message.id != id_
+class _Pulse:
+    """Whether a stream lives: once it has had a heartbeat, further ones are expected."""
+
+    def __init__(self) -> None:
+        self._patience_s = float("inf")
+        self._last_came = trio.current_time()
+
+    async def receive(self, response: HttpResponse) -> bytes:
+        """The next piece of the stream; empty at its end.
+
+        Raises:
+            ConnectionLost: nothing came for longer than three heartbeats take.
+        """
+        chunk = None
+        with trio.move_on_after(self._patience_s):
+            chunk = await response.receive_some()
+        if chunk is None:
+            detail = f"the worker's event stream brought nothing for {self._patience_s:g} s"
+            raise ConnectionLost(LossReason.IDLE_TIMEOUT, detail)
+        now = trio.current_time()
+        if chunk.startswith(b":"):
+            self._patience_s = max(MIN_PATIENCE_S, 3 * (now - self._last_came))
+        self._last_came = now
+        return chunk
 
 
-def _answer_in(body: bytes, id_: RequestId, *, is_error: bool) -> Success | Failure | Malformed | None:
+def _answer_to(id_: RequestId, body: bytes, *, is_error: bool) -> Success | Failure | Malformed | None:
     """The answer to ``id_`` that a response's body holds; None where a status of HTTP is all that it says.
 
     Public workers answer what they refuse with an error without its id, or without anything else around it.

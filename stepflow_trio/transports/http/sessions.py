@@ -78,12 +78,12 @@ class Session:
 
     async def send(self, frames: Sequence[bytes], progressed: Callable[[], object]) -> None:
         """Send the frames as events; see :class:`~stepflow_trio.engine.link.Link`."""
-        await self._write(b"".join([write_event(escape_non_ascii(frame), "message") for frame in frames]))
+        await self._write(b"".join([write_event(frame, "message") for frame in frames]))
         progressed()
 
     async def say(self, frames: Sequence[bytes]) -> None:
-        """Send frames that belong to a POST of their own."""
-        await self.send(frames, lambda: None)
+        """Send frames that belong to a POST of their own, in ASCII, for readers as old as such sessions."""
+        await self._write(b"".join([write_event(escape_non_ascii(frame), "message") for frame in frames]))
 
     async def send_opening(self, data: bytes) -> None:
         """Send the first event, which says where to POST to."""

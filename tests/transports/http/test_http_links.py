@@ -17,13 +17,16 @@ from stepflow_trio.errors import (
     CallFailed,
     CallTimeout,
     ConnectionLost,
+    LocalProtocolError,
     Overloaded,
     RemoteProtocolError,
 )
 from stepflow_trio.protocol import dialects
 from stepflow_trio.protocol.peer import Role
+from stepflow_trio.transports.http import post_link
 from stepflow_trio.transports.http.asgi import AsgiApp, Receive, Scope, Send
-from stepflow_trio.transports.http.limits import HttpClientLimits
+from stepflow_trio.transports.http.events import OPENING_TIMEOUT_S
+from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
 from stepflow_trio.transports.http.links import SessionMode
 from stepflow_trio.transports.http.post_link import PostLink
 
@@ -503,7 +506,7 @@ async def test_a_session_without_its_first_event_is_given_up(autojump_clock: tri
         await send({"type": "http.response.body", "body": b": hello\n\n", "more_body": True})
         await trio.sleep_forever()
 
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(ConnectionLost, match="no session within 5 s"):
         async with open_link(app, "auto"):
             pytest.fail("it was accepted")
 
@@ -524,3 +527,248 @@ async def test_a_session_whose_heartbeats_stop_is_over(autojump_clock: trio.test
         loss = await connection.wait_lost()
         assert "brought nothing for 45 s" in str(loss)
         assert trio.current_time() - began == pytest.approx(45)
+
+
+# ---- what must not cost more than itself ------------------------------------------------------------
+
+
+def answered(request: Any, result: Any) -> bytes:
+    return b'data: {"jsonrpc":"2.0","id":%d,"result":%s}\n\n' % (request["id"], json.dumps(result).encode())
+
+
+def calling_back(number: int, id_: str = "cb-%d") -> AsgiApp:
+    """Calls back so often, at once, and answers when all of that is answered."""
+    waiting: dict[str, trio.Event] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        if "method" not in request:
+            waiting[request["id"]].set()
+        if "method" not in request or "id" not in request:
+            await answering(202, b"")(scope, _once(request), send)
+            return
+        ids = [id_ % n if "%d" in id_ else id_ for n in range(number)]
+        for each in ids:
+            waiting.setdefault(each, trio.Event())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        for each in ids:
+            callback = {"jsonrpc": "2.0", "id": each, "method": "blobs/put", "params": {"data": each}}
+            body = b"data: " + json.dumps(callback).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        for each in ids:
+            await waiting[each].wait()
+        await send({"type": "http.response.body", "body": answered(request, number)})
+
+    return app
+
+
+async def test_a_request_waits_for_the_notification_before_it() -> None:
+    arrived: list[str] = []
+    release = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        if "id" not in request:
+            await release.wait()
+        arrived.append(request["method"])
+        status = 200 if "id" in request else 202
+        await answering(status, b'{"jsonrpc":"2.0","id":ID,"result":1}')(scope, _once(request), send)
+
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+        trio.open_nursery() as nursery,
+    ):
+        await connection.notify("initialized", {})
+        nursery.start_soon(connection.call, "m")
+        await trio.testing.wait_all_tasks_blocked()
+        assert arrived == []
+        release.set()
+    assert arrived == ["initialized", "m"]
+
+
+async def test_callbacks_are_read_no_faster_than_they_are_answered(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(post_link, "MAX_CALLBACKS", 4)
+    running = most = 0
+
+    async def put_blob(_params: Any, _context: RequestContext) -> dict[str, str]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+        return {"blob_id": "b" * 64}
+
+    handlers = Handlers()
+    handlers.on_raw_request("blobs/put", put_blob)
+    async with (
+        open_link(calling_back(20)) as (link, _),
+        open_connection(link, handlers, role=Role.RUNTIME) as connection,
+    ):
+        await connection.notify("initialized", {})
+        assert await connection.call("m") == 20
+    assert most == 4
+
+
+async def test_a_callback_with_an_id_in_flight_fails_its_own_request_alone() -> None:
+    app = calling_back(1, id_="same")
+    both = trio.Event()
+    asked = 0
+
+    async def put_blob(_params: Any, _context: RequestContext) -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        await both.wait()
+        return {"blob_id": "b" * 64}
+
+    handlers = Handlers()
+    handlers.on_raw_request("blobs/put", put_blob)
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, handlers, role=Role.RUNTIME) as connection,
+    ):
+        await connection.notify("initialized", {})
+        async with trio.open_nursery() as nursery:
+
+            async def first() -> None:
+                assert await connection.call("m") == 1
+
+            nursery.start_soon(first)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(RemoteProtocolError, match="'same', which is still in flight"):
+                await connection.call("m")
+            both.set()
+        assert asked == 1
+
+
+async def test_an_answer_that_the_worker_does_not_take_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    inner = calling_back(1)
+    deaf = True
+    unheard = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal unheard
+        message = await receive()
+        if deaf and b'"result"' in message["body"]:
+            unheard += 1
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            unheard -= 1
+            return
+        unread = [message]
+
+        async def again() -> Any:
+            return unread.pop() if unread else await receive()
+
+        await inner(scope, again, send)
+
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.notify("initialized", {})
+        began = trio.current_time()
+        with pytest.raises(ConnectionLost, match="did not reach it"):
+            await connection.call("m")
+        assert trio.current_time() - began == pytest.approx(post_link.ONE_WAY_TIMEOUT_S)
+        with pytest.raises(CallTimeout):
+            await connection.call("m", timeout_s=1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert unheard == 0, "it ends with the request that it belongs to"
+        deaf = False
+        assert await connection.call("m") == 1
+
+
+async def test_a_stream_whose_heartbeats_stop_fails_its_call(autojump_clock: trio.testing.MockClock) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        for _ in range(3):
+            await trio.sleep(15)
+            await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+        await trio.sleep_forever()
+
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        began = trio.current_time()
+        with pytest.raises(ConnectionLost, match="brought nothing for 45 s"):
+            await connection.call("m")
+        assert trio.current_time() - began == pytest.approx(90)
+
+
+async def test_a_message_that_a_session_does_not_take_fails_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(http_limits=HttpServerLimits(max_body_bytes=5000))
+    async with open_stage(stage, "auto") as (connection, _), trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert await execute(connection, "/wait", text="other") == "other"
+
+        nursery.start_soon(wait)
+        await stage.started.wait()
+        with pytest.raises(LocalProtocolError, match="blobs"):
+            await execute(connection, "/wait", text="x" * 6000)
+        assert await execute(connection, "/add", a=1, b=2) == 3
+        assert connection.loss is None
+        stage.release.set()
+
+
+async def test_a_session_outlives_a_worker_that_takes_nothing_for_the_time_being(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage()
+    refusals = 3
+
+    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal refusals
+        if scope["method"] == "POST" and refusals:
+            refusals -= 1
+            await answering(503, b"", b"text/plain", (b"retry-after", b"2"))(scope, _once({}), send)
+            return
+        await stage.endpoint(scope, receive, send)
+
+    async with (
+        open_link(busy, "auto") as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.call("initialize", dialects.write_initialize_params(None))
+        await connection.notify("initialized", {})
+        assert await execute(connection, "/add", a=1, b=2) == 3
+        assert trio.current_time() >= 6
+
+
+async def test_an_answer_that_is_too_long_for_the_stream_ends_the_session(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage()
+    stage.release.set()
+    async with (
+        open_link(stage.endpoint, "auto", HttpClientLimits(max_event_bytes=2000)) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        await connection.call("initialize", dialects.write_initialize_params(None))
+        await connection.notify("initialized", {})
+        assert len(await execute(connection, "/wait", text="ä" * 900)) == 900, "UTF-8 is not made longer"
+        with pytest.raises(ConnectionLost, match="protocol_violation"):
+            await execute(connection, "/wait", text="x" * 5000)
+
+
+async def test_opening_a_session_takes_no_longer_than_its_deadline(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def silent(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    began = trio.current_time()
+    with pytest.raises(ConnectionLost, match="session"):
+        async with open_link(silent, "auto"):
+            pytest.fail("it was accepted")
+    assert trio.current_time() - began == pytest.approx(OPENING_TIMEOUT_S)
