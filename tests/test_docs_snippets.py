@@ -29,9 +29,9 @@ from stepflow_trio.worker.worker import MAX_THREADS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     Page(ROOT / "docs" / name)
-    for name in ("flows.md", "configuration.md", "workers.md", "embedding.md", "http.md")
+    for name in ("flows.md", "configuration.md", "workers.md", "embedding.md", "http.md", "building.md")
 ]
-FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP = PAGES
+FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP, _ = PAGES
 ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "PATH": "/bin", "STEPFLOW_PYTHON": "python"}
 
 EXAMPLE = re.compile(

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
     "protocol": {"msgspec"},
-    "flows": {"msgspec", "ruamel"},
+    "flows": {"msgspec", "ruamel", "jsonschema_rs"},
 }
 """What a room that does no I/O may use besides the standard library. Other rooms are not restricted."""
 

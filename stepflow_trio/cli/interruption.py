@@ -26,7 +26,7 @@ def exit_on_signals() -> None:
 
     A signal that is ignored stays ignored, as ``nohup`` and a shell's background jobs want it.
     """
-    for number in _heeded():
+    for number in heeded_signals():
         signal.signal(number, _exit_at_once)
 
 
@@ -48,7 +48,7 @@ def run_until_signal(
     results: list[ResultT] = []
 
     async def supervise() -> None:
-        with trio.open_signal_receiver(*_heeded()) as signals:
+        with trio.open_signal_receiver(*heeded_signals()) as signals:
             try:
                 with one_exception():
                     async with trio.open_nursery() as nursery:
@@ -74,7 +74,8 @@ def run_until_signal(
     return results[0]
 
 
-def _heeded() -> list[signal.Signals]:
+def heeded_signals() -> list[signal.Signals]:
+    """SIGHUP, SIGINT and SIGTERM, but for those that this process was told to ignore."""
     return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 

@@ -32,11 +32,9 @@ _NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunArguments:
-    """Everything that a run needs."""
+class InputArguments:
+    """What a run is given, and where its results go."""
 
-    flow: Flow
-    config: Config
     inputs: list[Any]
     is_batch: bool
     input_lines: list[int]
@@ -45,6 +43,14 @@ class RunArguments:
     max_concurrency: int | None
     output: ResultsOutput
     quiet: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunArguments(InputArguments):
+    """Everything that a run needs."""
+
+    flow: Flow
+    config: Config
 
     @classmethod
     def read(cls, **options: Any) -> RunArguments:
@@ -56,6 +62,43 @@ class RunArguments:
             ConfigError: the configuration does.
             Unusable: a file cannot be read, or the output not be written.
         """
+        given = _Given(options)
+        flow = read_flow(given)
+        config = read_configuration(given.options.get("config"), beside=Path(given.options["flow"]))
+        # What a configuration says and nobody reads is most often why things go wrong: quiet or not.
+        for warning in config.warnings:
+            complain(warning)
+        if unreachable := unreachable_steps(flow, given.options["flow"], config):
+            raise FlowInvalid(unreachable)
+        return cls(flow=flow, config=config, **given.read())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitArguments(InputArguments):
+    """Everything that a run on a server needs."""
+
+    flow: Flow
+
+    @classmethod
+    def read(cls, **options: Any) -> SubmitArguments:
+        """As `RunArguments.read`, without a configuration."""
+        given = _Given(options)
+        return cls(flow=read_flow(given), **given.read())
+
+
+def read_flow(given: _Given) -> Flow:
+    """The flow, whose warnings are shown."""
+    flow = read_flow_file(given.options["flow"])
+    for found in flow.warnings:
+        if found.kind not in _NOT_SHOWN and not given.options.get("quiet"):
+            complain(str(found))
+    return flow
+
+
+class _Given:
+    """The options that were given; raises `click.UsageError` where they contradict each other."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         input_option = _only_one_of(given, "input", "input_json", "input_yaml", "inputs")
         variables_option = _only_one_of(given, "variables", "variables_json", "variables_yaml")
@@ -74,31 +117,27 @@ class RunArguments:
         if "stdin_format" in given and (not readers or input_option == "inputs"):
             raise click.UsageError("--stdin-format is for an input from stdin, which this command has not.")
 
-        flow = read_flow_file(given["flow"])
-        config = read_configuration(given.get("config"), beside=Path(given["flow"]))
-        quiet = bool(given.get("quiet"))
-        warnings = [str(found) for found in flow.warnings if found.kind not in _NOT_SHOWN and not quiet]
-        # What a configuration says and nobody reads is most often why things go wrong: quiet or not.
-        for warning in [*warnings, *config.warnings]:
-            complain(warning)
-        if unreachable := unreachable_steps(flow, given["flow"], config):
-            raise FlowInvalid(unreachable)
+        self.options = given
+        self._variables_option = variables_option
+
+    def read(self) -> dict[str, Any]:
+        """The fields of `InputArguments`, read from the files that the options name."""
+        given = self.options
         output = ResultsOutput(given.get("output"))
         stdin_format: Format = given.get("stdin_format", "json")
         is_batch = "inputs" in given
         lines = read_json_lines(given["inputs"]) if is_batch else {}
-        variables: Any = _given_value(given, "variables", stdin_format) if variables_option else {}
-        return cls(
-            flow=flow,
-            config=config,
-            inputs=list(lines.values()) if is_batch else [_given_value(given, "input", stdin_format)],
-            is_batch=is_batch,
-            input_lines=list(lines),
-            variables=require_object(variables, what=_written(variables_option or "variables")),
-            max_concurrency=given.get("max_concurrency"),
-            output=output,
-            quiet=quiet,
-        )
+        option = self._variables_option
+        variables: Any = _given_value(given, "variables", stdin_format) if option else {}
+        return {
+            "inputs": list(lines.values()) if is_batch else [_given_value(given, "input", stdin_format)],
+            "is_batch": is_batch,
+            "input_lines": list(lines),
+            "variables": require_object(variables, what=_written(option or "variables")),
+            "max_concurrency": given.get("max_concurrency"),
+            "output": output,
+            "quiet": bool(given.get("quiet")),
+        }
 
 
 def _given_value(given: dict[str, Any], name: str, stdin_format: Format) -> Any:

@@ -2,43 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from stepflow_trio.cli.configuration import read_configuration
-from stepflow_trio.cli.exits import MISUSED
+from stepflow_trio.cli.exits import FAILED, MISUSED
 from stepflow_trio.cli.plain_text import count, plain_lines
 from stepflow_trio.cli.route_check import unreachable_steps
 from stepflow_trio.cli.standard_output import write_line
-from stepflow_trio.errors import ConfigError, FlowInvalid
+from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.diagnostics import Diagnostic
-from stepflow_trio.flows.model import Flow
-from stepflow_trio.flows.reader import read_flow_file
+from stepflow_trio.flows.reader import examine_flow_file
 from stepflow_trio.runtime.config import Config
 
 
-def validate_files(flow_path: str, config_path: str | None) -> int:
-    """Print what is wrong with a flow and its configuration, and return the exit code."""
-    flow: Flow | None = None
+def validate_files(
+    flow_path: str,
+    config_path: str | None,
+    *,
+    type_check: bool = False,
+    strict: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Print what is wrong with a flow and its configuration, and return the exit code.
+
+    With ``type_check`` the workers are started, to be asked what their components take and return; where one
+    that the flow needs cannot be asked, the exit code says that the command could not be carried out.
+
+    Raises:
+        Interrupted: a signal came while workers were asked; no worker is left.
+    """
+    reading = examine_flow_file(flow_path)
+    found = list(reading.diagnostics)
     config: Config | None = None
-    errors: list[str] = []
-    warnings: list[str] = []
-    try:
-        flow = read_flow_file(flow_path)
-        found: tuple[Diagnostic, ...] = flow.warnings
-    except FlowInvalid as exc:
-        found = exc.diagnostics
-    for diagnostic in found:
-        (warnings if diagnostic.level == "warning" else errors).append(str(diagnostic))
+    config_errors: list[str] = []
+    problems: list[str] = []
     try:
         config = read_configuration(config_path, beside=Path(flow_path))
     except ConfigError as exc:
-        errors.append(f"error: {exc}" if not exc.place else str(exc))
+        config_errors.append(f"error: {exc}" if not exc.place else str(exc))
+    flow, is_right = reading.flow, not any(map(_is_error, found))
+    if flow is not None and is_right and config is not None:
+        found += unreachable_steps(flow, flow_path, config)
+        if type_check and reading.source is not None:
+            from stepflow_trio.cli.type_checking import check_flow_types  # here: most need no runtime
+
+            try:
+                checked = check_flow_types(flow, reading.source, config, strict=strict)
+            except ConfigError as exc:
+                config_errors.append(f"error: {exc}")
+            else:
+                found += checked.diagnostics
+                problems = checked.problems
+    config_warnings = [] if config is None else list(config.warnings)
+    if as_json:
+        configuration = {"errors": config_errors, "warnings": config_warnings, "unavailable": problems}
+        _write_json({**diagnostics_json(found), "configuration": configuration})
     else:
-        warnings += config.warnings
-    if flow is not None and config is not None:
-        errors += map(str, unreachable_steps(flow, flow_path, config))
+        _write_text(flow_path, found, config_errors, [*config_warnings, *(f"warning: {p}" for p in problems)])
+    if config_errors or any(map(_is_error, found)):
+        return MISUSED
+    return FAILED if problems else 0
+
+
+def diagnostics_json(found: list[Diagnostic]) -> dict[str, Any]:
+    """Diagnostics as the REST API has them, with how many there are of each level."""
+    levels = [diagnostic.level for diagnostic in found]
+    return {
+        "diagnostics": [diagnostic.to_json() for diagnostic in found],
+        "numFatal": levels.count("fatal"),
+        "numError": levels.count("error"),
+        "numWarning": levels.count("warning"),
+    }
+
+
+def _write_json(value: dict[str, Any]) -> None:
+    write_line(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _write_text(
+    flow_path: str, found: list[Diagnostic], config_errors: list[str], config_warnings: list[str]
+) -> None:
+    errors = [str(diagnostic) for diagnostic in found if _is_error(diagnostic)] + config_errors
+    warnings = [str(diagnostic) for diagnostic in found if not _is_error(diagnostic)] + config_warnings
     for text in [*warnings, *errors]:
         for line in plain_lines(text):
             write_line(line)
     write_line(f"{flow_path}: {count(len(errors), 'error')}, {count(len(warnings), 'warning')}")
-    return MISUSED if errors else 0
+
+
+def _is_error(diagnostic: Diagnostic) -> bool:
+    return diagnostic.level != "warning"

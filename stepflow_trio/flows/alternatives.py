@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from stepflow_trio.flows.schema_documents import SchemaPool
+from stepflow_trio.flows.schema_validator import compiled
 
 __all__ = [
     "ASSERTIONS",
@@ -25,13 +26,15 @@ __all__ = [
     "conjunction",
     "element",
     "length_limits",
+    "matches",
     "member",
+    "named_members",
     "prefix_length",
     "required_members",
     "types_of",
 ]
 
-_TYPES = ("null", "boolean", "number", "string", "array", "object")
+_TYPES: tuple[str, ...] = ("null", "boolean", "number", "string", "array", "object")
 _MAX_ALTERNATIVES = 100
 
 _OF_TYPE: dict[str, frozenset[str]] = {
@@ -60,7 +63,10 @@ _NOT_FOLLOWED = frozenset(
 
 _COMBINING = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
 _OF_ANY_TYPE = frozenset({"type", "enum", "const"})
-ASSERTIONS: frozenset[str] = _COMBINING | _NOT_FOLLOWED | _OF_ANY_TYPE | frozenset().union(*_OF_TYPE.values())
+_OF_PARTS = _OF_TYPE["array"] | _OF_TYPE["object"]
+_LOOKED_INTO = _COMBINING | _NOT_FOLLOWED | _OF_PARTS
+_FACTS: frozenset[str] = _NOT_FOLLOWED | _OF_ANY_TYPE | _OF_PARTS | _OF_TYPE["number"] | _OF_TYPE["string"]
+ASSERTIONS: frozenset[str] = _COMBINING | _FACTS
 """Every keyword that can make a value invalid. Others, ``format`` and unknown ones included, are remarks."""
 
 
@@ -72,7 +78,7 @@ class Alternative(msgspec.Struct, frozen=True, eq=False):
     facts: tuple[dict[str, Any], ...] = ()
     """Schemas without combining keywords, all of which hold."""
     values: tuple[Any, ...] | None = None
-    """Where the schema lists values, those of this type that it lists."""
+    """Where there are only a few values of the type, or the schema lists some: all of them."""
     is_described: bool = True
     """Whether the schema says anything of this type, or just does not rule it out."""
     is_exact: bool = True
@@ -171,33 +177,21 @@ def _settle(fork: _Open, pool: SchemaPool) -> bool:
     return True
 
 
-_FACTS = ASSERTIONS - _COMBINING
-
-
 def _by_type(fork: _Open) -> Iterator[Alternative]:
     facts = tuple(fork.facts)
     listed = _listed_values(facts)
-    types = _intersection(types_of(fact) for fact in facts)
-    states_type = any("type" in fact for fact in facts)
-    for type_ in types:
-        relevant = _OF_TYPE.get("number" if type_ == "integer" else type_, frozenset())
-        values: tuple[Any, ...] | None = None
+    # Of a list, the members of arrays and objects are not looked into.
+    is_exact = fork.is_exact and (listed is None or all(_OF_PARTS.isdisjoint(fact) for fact in facts))
+    states_type = listed is not None or any("type" in fact for fact in facts)
+    for type_ in _intersection(types_of(fact) for fact in facts):
+        values: tuple[Any, ...] | None = {"null": (None,), "boolean": (True, False)}.get(type_)
         if listed is not None:
             values = tuple(value for value in listed if type_ in _types_of_value(value))
-            if type_ == "integer" and "number" in types:
-                continue
             if not values:
                 continue
-        elif type_ == "null":
-            values = (None,)
-        yield Alternative(
-            type_,
-            facts,
-            values,
-            states_type or listed is not None or any(not relevant.isdisjoint(fact) for fact in facts),
-            fork.is_exact,
-            fork.rivals,
-        )
+        relevant = _OF_TYPE.get("number" if type_ == "integer" else type_, frozenset())
+        is_described = states_type or any(not relevant.isdisjoint(fact) for fact in facts)
+        yield Alternative(type_, facts, values, is_described, is_exact, fork.rivals)
 
 
 def types_of(fact: dict[str, Any]) -> list[str]:
@@ -237,20 +231,13 @@ def _listed_values(facts: Sequence[dict[str, Any]]) -> list[Any] | None:
     if not lists:
         return None
     shortest = min(lists, key=len)
-    checks = [_validator(_without_combining(fact)) for fact in facts]
+    checks = [_validator({k: v for k, v in fact.items() if k not in _LOOKED_INTO}) for fact in facts]
     return [value for value in shortest if all(check is None or check.is_valid(value) for check in checks)]
 
 
-def _without_combining(fact: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fact.items() if key in _OF_ANY_TYPE}
-
-
 def _validator(schema: dict[str, Any]) -> Any:
-    # Imported here: only who checks types needs it.
-    import jsonschema_rs
-
     try:
-        return jsonschema_rs.validator_for(schema)
+        return compiled(schema)
     except ValueError:
         return None
 
@@ -281,18 +268,16 @@ def bounds(facts: Iterable[dict[str, Any]], *, whole: bool) -> tuple[tuple[float
     lower: tuple[float, int] = (-math.inf, 0)
     upper: tuple[float, int] = (math.inf, 0)
     for fact in facts:
-        for keyword, excluded in (("minimum", 0), ("exclusiveMinimum", 1)):
-            limit = _number(fact.get(keyword))
-            if limit is not None:
-                if whole:
-                    limit, excluded = (math.floor(limit) + 1 if excluded else math.ceil(limit)), 0
-                lower = max(lower, (limit, excluded))
-        for keyword, excluded in (("maximum", 0), ("exclusiveMaximum", -1)):
-            limit = _number(fact.get(keyword))
-            if limit is not None:
-                if whole:
-                    limit, excluded = (math.ceil(limit) - 1 if excluded else math.floor(limit)), 0
-                upper = min(upper, (limit, excluded))
+        least, above = _number(fact.get("minimum")), _number(fact.get("exclusiveMinimum"))
+        most, below = _number(fact.get("maximum")), _number(fact.get("exclusiveMaximum"))
+        if least is not None:
+            lower = max(lower, (math.ceil(least) if whole else least, 0))
+        if above is not None:
+            lower = max(lower, (math.floor(above) + 1, 0) if whole else (above, 1))
+        if most is not None:
+            upper = min(upper, (math.floor(most) if whole else most, 0))
+        if below is not None:
+            upper = min(upper, (math.ceil(below) - 1, 0) if whole else (below, -1))
     return lower, upper
 
 
@@ -369,6 +354,16 @@ def member(facts: Iterable[dict[str, Any]], name: str | None) -> tuple[Any, bool
         is_mentioned = is_mentioned or bool(own)
         schemas += own
     return conjunction(schemas), is_mentioned
+
+
+def named_members(facts: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of the members that are described one by one."""
+    names: dict[str, None] = {}
+    for fact in facts:
+        properties: object = fact.get("properties")
+        if isinstance(properties, dict):
+            names.update(dict.fromkeys(cast("dict[str, Any]", properties)))
+    return list(names)
 
 
 @functools.lru_cache(maxsize=1000)

@@ -16,7 +16,17 @@ from stepflow_trio.flows.paths import JsonPath, parse_path, render_path
 from stepflow_trio.flows.source import source_of_value
 from stepflow_trio.flows.source_text import SourceLimits
 
-__all__ = ["GivenArguments", "Reference", "Valuable", "Value", "coalesce", "if_", "invalid", "literal"]
+__all__ = [
+    "FLOW_NAME",
+    "GivenArguments",
+    "Reference",
+    "Valuable",
+    "Value",
+    "coalesce",
+    "if_",
+    "invalid",
+    "literal",
+]
 
 Valuable: TypeAlias = "bool | int | float | str | Value | Sequence[Valuable] | Mapping[str, Valuable] | None"
 """What an input or an output may be made of: JSON, tuples included, with a `Value` anywhere in it."""

@@ -29,7 +29,13 @@ class DiagnosticKind(enum.Enum):
     UNREACHABLE_STEP = ("unreachableStep", 1000)
     MISSING_FLOW_NAME = ("missingFlowName", 1001)
     MISSING_FLOW_DESCRIPTION = ("missingFlowDescription", 1002)
+    UNVALIDATED_FIELD_ACCESS = ("unvalidatedFieldAccess", 1003)
+    """A path into what no schema describes. Experimental: there may be nothing wrong with it."""
     MISSING_VARIABLE_SCHEMA = ("missingVariableSchema", 1004)
+    UNTYPED_COMPONENT_OUTPUT = ("untypedComponentOutput", 1100)
+    """Nobody says what a component returns."""
+    TYPE_CHECK_INDETERMINATE = ("typeCheckIndeterminate", 1101)
+    """A value that may fit, or may not."""
     UNKNOWN_FIELD = ("unknownField", 1900)
     """Ours: a field that nobody reads."""
     OLD_SYNTAX = ("oldSyntax", 1901)
@@ -37,8 +43,14 @@ class DiagnosticKind(enum.Enum):
     BARE_PATH = ("barePath", 1902)
     """Ours: a path without ``$`` that looks like several segments but is one field name."""
 
+    INVALID_SUBFLOW_LITERAL = ("invalidSubflowLiteral", 2003)
+    """A flow inside a step's input that cannot be read as one."""
     UNDEFINED_VARIABLE = ("undefinedVariable", 2004)
     UNDEFINED_REQUIRED_VARIABLE = ("undefinedRequiredVariable", 2005)
+    TYPE_MISMATCH = ("typeMismatch", 2100)
+    """A value that does not fit what takes it."""
+    UNKNOWN_PROPERTY_IN_PATH = ("unknownPropertyInPath", 2101)
+    """A path to what, by its schema, is not there."""
     INVALID_COMPONENT = ("invalidComponent", 2500)
     MISSPELLED_FIELD = ("misspelledField", 2900)
     """Ours: an unknown field that is all but certainly a known one with a typing error."""
@@ -79,6 +91,11 @@ class DiagnosticKind(enum.Enum):
         """How serious it is, by the code's thousands."""
         return "fatal" if self.code >= 3000 else "error" if self.code >= 2000 else "warning"
 
+    @property
+    def is_experimental(self) -> bool:
+        """Whether it is given where nothing need be wrong."""
+        return self is DiagnosticKind.UNVALIDATED_FIELD_ACCESS
+
 
 class Place(msgspec.Struct, frozen=True):
     """A place in a source: ``line`` and ``column`` count from 1 and are 0 where the source has no text."""
@@ -102,6 +119,8 @@ class Finding(msgspec.Struct, frozen=True):
     suggestion: str = ""
     at_key: bool = False
     """Point at the key of ``path``'s last segment, not at its value."""
+    data: dict[str, Any] = {}
+    """The parts of the message, for programs: those of the public releases where the kind is theirs."""
 
 
 class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +135,8 @@ class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
     path: JsonPath = ()
     place: Place
     suggestion: str = ""
+    data: dict[str, Any] = {}
+    """`Finding.data`."""
 
     @property
     def code(self) -> int:
@@ -128,15 +149,28 @@ class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind.level
 
     def to_json(self) -> dict[str, Any]:
-        """The object that the REST API shows; ``formatted`` is the message without its source excerpt."""
+        """The object that the REST API shows; ``formatted`` is the message without its source excerpt.
+
+        ``{"kind", "code", "level", "formatted", "data"?, "path"?, "experimental"?}``. Ours: ``suggestion``,
+        which is in ``formatted`` too, and ``place``, ``{"source", "line", "column"}``, where there is a text.
+        """
         shown: dict[str, Any] = {
             "kind": self.kind.value[0],
             "code": self.code,
             "level": self.level,
             "formatted": f"{self.message}; {self.suggestion}" if self.suggestion else self.message,
         }
+        if self.data:
+            shown["data"] = self.data
         if self.path:
             shown["path"] = render_path(self.path)
+        if self.kind.is_experimental:
+            shown["experimental"] = True
+        if self.suggestion:
+            shown["suggestion"] = self.suggestion
+        if self.place.line:
+            place = self.place
+            shown["place"] = {"source": place.name, "line": place.line, "column": place.column}
         return shown
 
     def __str__(self) -> str:

@@ -123,6 +123,13 @@ _COMPANIONS: dict[str, tuple[str, ...]] = {
 """Every expression's key, in order of priority, and the keys that are read beside it."""
 
 
+_EARLIER_SOURCES = frozenset({"step", "workflow", "variable"})
+"""What ``$from`` named in release 0.8."""
+
+_TELLING = tuple(key for key in _COMPANIONS if len(key) > len("$if"))
+"""Those whose misspellings are not everyday keys, as ``$id`` is."""
+
+
 def parse_expression(value: Any, report: Report, *, at: JsonPath = ()) -> Expression:
     """Parse plain JSON, in one pass over it.
 
@@ -146,6 +153,7 @@ class _Parser:
                 modern = self._modern(fields, at)
                 if modern is not None:
                     return modern
+            self._check_data(fields, at)
             members = tuple(self.parse(member, (*at, name)) for name, member in fields.items())
             return Constant(fields) if _all_constant(members) else ObjectOf(tuple(fields), members)
         if isinstance(value, list):
@@ -252,6 +260,23 @@ class _Parser:
                     Finding(DiagnosticKind.OLD_SYNTAX, message, (*at, gone), suggestion, at_key=True)
                 )
         return modern
+
+    def _check_data(self, fields: dict[str, Any], at: JsonPath) -> None:
+        """Warn of an object that is data and looks as if it were meant as an expression."""
+        for name in fields:
+            if not name.startswith("$"):
+                continue
+            meant = closest(name, _TELLING)
+            if meant is not None:
+                message = f'"{name}" is no expression: the object is data'
+                suggestion = f'did you mean "{meant}"?'
+                here = (*at, name)
+                self._report(Finding(DiagnosticKind.UNKNOWN_FIELD, message, here, suggestion, at_key=True))
+            elif name == "$from" and isinstance(fields[name], dict) and _EARLIER_SOURCES & {*fields[name]}:
+                message = "this looks like a reference of release 0.8 and cannot be read as one: it is data"
+                suggestion = "write $step, $input or $variable; wrap it in $literal if it is data"
+                here = (*at, name)
+                self._report(Finding(DiagnosticKind.OLD_SYNTAX, message, here, suggestion, at_key=True))
 
     def _check_companions(self, key: str, fields: dict[str, Any], at: JsonPath) -> None:
         companions = _COMPANIONS[key]

@@ -12,12 +12,12 @@ from stepflow_trio.errors import RemoteProtocolError
 from stepflow_trio.flows.diagnostics import DiagnosticKind, Finding
 from stepflow_trio.flows.expressions import Constant, Expression, parse_expression
 from stepflow_trio.flows.model import Fail, Flow, OnError, Retry, Step, UseDefault
-from stepflow_trio.flows.paths import JsonPath, render_path
+from stepflow_trio.flows.paths import JsonPath, NothingThere, render_path, resolve
 from stepflow_trio.flows.results import flow_result_from_json
 from stepflow_trio.flows.suggestions import closest
 from stepflow_trio.protocol.json_types import json_type
 
-__all__ = ["shape_flow"]
+__all__ = ["path_as_written", "shape_flow"]
 
 _MAX_RETRIES = 2**32 - 1
 
@@ -142,7 +142,7 @@ class _Shaper:
             if step.id in first_with:
                 earlier = render_path((*at[:-1], first_with[step.id]))
                 message = f'the step id "{step.id}" is already that of {earlier}'
-                self._found(DiagnosticKind.DUPLICATE_STEP_ID, message, (*at, "id"))
+                self._found(DiagnosticKind.DUPLICATE_STEP_ID, message, (*at, "id"), data={"step_id": step.id})
             first_with.setdefault(step.id, len(steps) - 1)
             schema = raw.get("outputSchema", raw.get("output_schema"))
             if schema is not None:
@@ -157,7 +157,8 @@ class _Shaper:
         component = self._required_text(fields, "component", at, "a step")
         if component is not None and not component.startswith("/"):
             message = f'"{component}" is not a component\'s path: that starts with "/"'
-            self._found(DiagnosticKind.INVALID_COMPONENT, message, (*at, "component"), _slashed(component))
+            hint, data = _slashed(component), {"step_id": step_id or "", "component": component}
+            self._found(DiagnosticKind.INVALID_COMPONENT, message, (*at, "component"), hint, data=data)
         return Step(
             id=step_id or "",
             component=component or "",
@@ -398,8 +399,9 @@ class _Shaper:
         suggestion: str = "",
         *,
         at_key: bool = False,
+        data: dict[str, Any] | None = None,
     ) -> None:
-        self._report(Finding(kind, message, at, suggestion, at_key))
+        self._report(Finding(kind, message, at, suggestion, at_key, data or {}))
 
 
 def _earlier_schemas(raw: dict[str, Any]) -> dict[str, Any]:
@@ -412,6 +414,30 @@ def _earlier_schemas(raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(raw.get("variables"), dict):
         found["variables"] = raw["variables"]
     return found
+
+
+def path_as_written(value: Any, path: JsonPath) -> JsonPath:
+    """A path into a flow's schemas, or to where ``value`` has that schema in an earlier release's manner."""
+    raw = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    match path:
+        case ("schemas", "properties", "steps", "properties", step_id, *rest):
+            part = path[:5]
+            earlier = [
+                ("steps", index, name)
+                for index, step in enumerate(cast("list[Any]", raw.get("steps") or []))
+                if isinstance(step, dict) and cast("dict[str, Any]", step).get("id") == step_id
+                for name in ("outputSchema", "output_schema")
+            ]
+        case ("schemas", "properties", str(name), *rest):
+            part = path[:3]
+            earlier = [(f"{name}Schema",), (f"{name}_schema",), (name,)]
+        case _:
+            return path
+    if isinstance(resolve(raw, part), NothingThere):
+        for its in earlier:
+            if not isinstance(resolve(raw, its), NothingThere):
+                return (*its, *rest)
+    return path
 
 
 def _properties(schema: dict[str, Any] | None) -> dict[str, Any]:

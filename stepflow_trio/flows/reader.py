@@ -10,15 +10,18 @@ import msgspec
 
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Finding
-from stepflow_trio.flows.flow_shape import shape_flow
+from stepflow_trio.flows.flow_shape import path_as_written, shape_flow
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.references import check_references
+from stepflow_trio.flows.schemas import check_flow_schemas
 from stepflow_trio.flows.source import Source, read_source, source_of_value
 from stepflow_trio.flows.source_text import SourceLimits
+from stepflow_trio.flows.subflows import finding_inside, literal_flows
 
 __all__ = [
     "FlowReading",
     "examine_flow",
+    "examine_flow_file",
     "examine_flow_json",
     "flow_from_json",
     "read_flow",
@@ -36,6 +39,8 @@ class FlowReading(msgspec.Struct, frozen=True):
     """None if there is a fatal diagnostic."""
     diagnostics: tuple[Diagnostic, ...]
     """Everything found, warnings included, in the order of the source."""
+    source: Source | None = None
+    """Gives further findings their places; None if there was no text that could be read."""
 
     def runnable_flow(self) -> Flow:
         """The flow; raises `FlowInvalid` with every error if there is one."""
@@ -57,16 +62,7 @@ def read_flow(text: str | bytes, *, name: str = "<flow>", limits: SourceLimits |
 
 def read_flow_file(path: str | os.PathLike[str], *, limits: SourceLimits | None = None) -> Flow:
     """Read a flow from a file, as `read_flow` does; a file that cannot be read is a `FlowInvalid` too."""
-    limits = limits or SourceLimits()
-    name = os.fspath(path)
-    try:
-        with Path(name).open("rb") as file:
-            text = file.read(limits.max_bytes + 1)
-    except (OSError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        unreadable = Finding(DiagnosticKind.UNREADABLE, f"the file cannot be read: {why}")
-        raise FlowInvalid([Source(name, None).diagnostic(unreadable)]) from exc
-    return read_flow(text, name=name, limits=limits)
+    return examine_flow_file(path, limits=limits).runnable_flow()
 
 
 def flow_from_json(value: Any, *, name: str = "<flow>") -> Flow:
@@ -89,6 +85,20 @@ def examine_flow(
     return _examine(source)
 
 
+def examine_flow_file(path: str | os.PathLike[str], *, limits: SourceLimits | None = None) -> FlowReading:
+    """Read a file and say everything that was found; one that cannot be read raises nothing either."""
+    limits = limits or SourceLimits()
+    name = os.fspath(path)
+    try:
+        with Path(name).open("rb") as file:
+            text = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        unreadable = Finding(DiagnosticKind.UNREADABLE, f"the file cannot be read: {why}")
+        return FlowReading(None, (Source(name, None).diagnostic(unreadable),))
+    return examine_flow(text, name=name, limits=limits)
+
+
 def examine_flow_json(value: Any, *, name: str = "<flow>") -> FlowReading:
     """Take a plain value and say everything that was found, warnings included; a bad value raises nothing."""
     try:
@@ -100,8 +110,7 @@ def examine_flow_json(value: Any, *, name: str = "<flow>") -> FlowReading:
 
 def _examine(source: Source) -> FlowReading:
     findings: list[Finding] = []
-    flow = shape_flow(source.value, findings.append)
-    findings.extend(check_references(flow))
+    flow = _read_value(source.value, findings)
     if not (flow.name or "").strip():
         findings.append(Finding(DiagnosticKind.MISSING_FLOW_NAME, "the flow has no name", ("name",)))
     if flow.description is None:
@@ -115,6 +124,21 @@ def _examine(source: Source) -> FlowReading:
     found = [*source.diagnostics, *map(source.diagnostic, findings)]
     found.sort(key=lambda diagnostic: (diagnostic.place.line, diagnostic.place.column))
     if any(diagnostic.level == "fatal" for diagnostic in found):
-        return FlowReading(None, tuple(found))
+        return FlowReading(None, tuple(found), source)
     warnings = tuple(diagnostic for diagnostic in found if diagnostic.level == "warning")
-    return FlowReading(msgspec.structs.replace(flow, warnings=warnings), tuple(found))
+    return FlowReading(msgspec.structs.replace(flow, warnings=warnings), tuple(found), source)
+
+
+def _read_value(value: Any, findings: list[Finding]) -> Flow:
+    """The flow that a value describes, and what is wrong with it and with the flows that stand in it."""
+    flow = shape_flow(value, findings.append)
+    findings.extend(check_references(flow))
+    findings.extend(
+        msgspec.structs.replace(finding, path=path_as_written(value, finding.path))
+        for finding in check_flow_schemas(flow.schemas)
+    )
+    for path, inner in literal_flows(flow):
+        inside: list[Finding] = []
+        _read_value(inner, inside)
+        findings.extend(finding_inside(finding, path) for finding in inside)
+    return flow

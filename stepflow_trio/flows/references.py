@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from stepflow_trio.flows.diagnostics import DiagnosticKind, Finding
 from stepflow_trio.flows.expressions import StepRef, VariableRef, static_needs, walk_expression
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.paths import JsonPath
+from stepflow_trio.flows.schema_documents import flow_part
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.flows.variables import declared_variables, variable_defaults
 
@@ -25,6 +27,7 @@ def check_references(flow: Flow) -> Iterator[Finding]:
     yield from _step_references(flow)
     yield from _variable_references(flow)
     yield from _unreachable_steps(flow)
+    yield from _schemas_of_no_step(flow)
 
 
 def _references(flow: Flow) -> Iterator[tuple[int, JsonPath, StepRef | VariableRef]]:
@@ -53,15 +56,18 @@ def _step_references(flow: Flow) -> Iterator[Finding]:
         if not isinstance(node, StepRef):
             continue
         here = (*path, "$step")
-        reader = f'step "{flow.steps[position].id}"' if position < len(flow.steps) else "the output"
+        own_id = flow.steps[position].id if position < len(flow.steps) else "workflow_output"
+        reader = f'step "{own_id}"' if position < len(flow.steps) else "the output"
         target = position_of.get(node.step)
         if target is None:
             suggestions += 1
             hint = did_you_mean(node.step, position_of) if suggestions <= _MAX_SUGGESTIONS else ""
             message = f'{reader} refers to step "{node.step}", which does not exist'
-            yield Finding(DiagnosticKind.UNDEFINED_STEP_REFERENCE, message, here, hint)
+            data = {"from_step": own_id, "referenced_step": node.step}
+            yield Finding(DiagnosticKind.UNDEFINED_STEP_REFERENCE, message, here, hint, data=data)
         elif target == position:
-            yield Finding(DiagnosticKind.SELF_REFERENCE, f"{reader} refers to itself", here)
+            message = f"{reader} refers to itself"
+            yield Finding(DiagnosticKind.SELF_REFERENCE, message, here, data={"step_id": own_id})
         elif target > position:
             ring = ring_of[position]
             if ring != ring_of[target]:
@@ -150,7 +156,7 @@ def _variable_references(flow: Flow) -> Iterator[Finding]:
     declared = declared_variables(flow.schemas)
     defaults = variable_defaults(flow.schemas)
     seen: set[str] = set()
-    for _, path, node in _references(flow):
+    for position, path, node in _references(flow):
         if not isinstance(node, VariableRef):
             continue
         here = (*path, "$variable")
@@ -169,7 +175,9 @@ def _variable_references(flow: Flow) -> Iterator[Finding]:
             )
             message = f'variable "{node.name}" is not in schemas.properties.variables'
             hint = did_you_mean(node.name, declared) or "declare it there"
-            yield Finding(kind, message, here, hint)
+            own_id = flow.steps[position].id if position < len(flow.steps) else "workflow_output"
+            data = {"variable": node.name, "context": f"step '{own_id}'"}
+            yield Finding(kind, message, here, hint, data=data)
 
 
 def _unreachable_steps(flow: Flow) -> Iterator[Finding]:
@@ -185,4 +193,18 @@ def _unreachable_steps(flow: Flow) -> Iterator[Finding]:
     for position, step in enumerate(flow.steps):
         if step.id not in reached:
             message = f'step "{step.id}" never runs: neither the output nor a mustExecute step needs it'
-            yield Finding(DiagnosticKind.UNREACHABLE_STEP, message, ("steps", position))
+            here = ("steps", position)
+            yield Finding(DiagnosticKind.UNREACHABLE_STEP, message, here, data={"step_id": step.id})
+
+
+def _schemas_of_no_step(flow: Flow) -> Iterator[Finding]:
+    ids = [step.id for step in flow.steps]
+    known = set(ids)
+    steps = flow_part(flow.schemas, "steps")
+    declared: dict[str, Any] = steps.root["properties"] if steps is not None else {}
+    for step_id in declared:
+        if step_id not in known:
+            message = f'this schema is for no step: there is no "{step_id}"'
+            here = ("schemas", "properties", "steps", "properties", step_id)
+            hint = did_you_mean(step_id, ids)
+            yield Finding(DiagnosticKind.UNKNOWN_FIELD, message, here, hint, at_key=True)

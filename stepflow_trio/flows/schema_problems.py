@@ -15,7 +15,14 @@ from stepflow_trio.flows.paths import JsonPath, resolve
 from stepflow_trio.flows.suggestions import closest, did_you_mean
 from stepflow_trio.protocol.json_types import json_type
 
-__all__ = ["Misfit", "alternatives_in_words", "explain", "type_in_words", "value_in_words"]
+__all__ = [
+    "Misfit",
+    "alternatives_in_words",
+    "explain",
+    "type_in_words",
+    "types_in_words",
+    "value_in_words",
+]
 
 _MAX_OPTIONS = 8
 _MAX_OPTION_CHARS = 40
@@ -90,13 +97,16 @@ def _why(keyword: str, known: dict[str, Any], there: Any, schema: Any, pointer: 
         case "pattern":
             return f"does not match the pattern {known['pattern']}"
         case "format":
-            return f"is not a {known['format']}"
+            name = known["format"]
+            return f"is not a {'regular expression' if name == 'regex' else name}"
         case "uniqueItems":
             return "has an item twice"
         case "contains":
             return "has no item of the kind that it must contain"
         case "propertyNames":
             return "has a field whose name does not fit"
+        case "falseSchema" if pointer[-1:] == ("additionalProperties",) and isinstance(there, dict):
+            return _unexpected(list(cast("dict[str, Any]", there)), there, schema, pointer)
         case "falseSchema":
             return "may not be there"
         case "not":
@@ -106,7 +116,7 @@ def _why(keyword: str, known: dict[str, Any], there: Any, schema: Any, pointer: 
 
 
 def _wrong_type(there: Any, types: Iterable[str]) -> str:
-    expected = _alternatives(type_in_words(name) for name in sorted(types, key=lambda t: (t == "null", t)))
+    expected = types_in_words(types)
     if isinstance(there, float) and "integer" in types:
         return f"is not a whole number, where {expected} fits"
     return f"is {json_type(there)}, where {expected} fits"
@@ -172,6 +182,11 @@ def _closest_form(forms: Sequence[Sequence[Any]]) -> Any:
 def type_in_words(name: str) -> str:
     """A type of JSON Schema with its article: ``an integer``, ``null``."""
     return name if name == "null" else f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+def types_in_words(names: Iterable[str]) -> str:
+    """``an integer, a string or null``."""
+    return _alternatives(type_in_words(name) for name in sorted(names, key=lambda t: (t == "null", t)))
 
 
 def value_in_words(value: Any) -> str:

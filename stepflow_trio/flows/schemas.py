@@ -26,6 +26,7 @@ from stepflow_trio.flows.paths import JsonPath, render_path
 from stepflow_trio.flows.results import FlowError
 from stepflow_trio.flows.schema_documents import SchemaDocument, SchemaPool, flow_parts
 from stepflow_trio.flows.schema_problems import Misfit, explain
+from stepflow_trio.flows.schema_validator import compiled
 from stepflow_trio.flows.source import Source
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.flows.variables import declared_variables
@@ -127,22 +128,19 @@ class _Part(msgspec.Struct, frozen=True, eq=False):
 
     def misfits(self, value: Any) -> list[tuple[JsonPath, JsonPath, str]]:
         """What does not fit: where in the value, where in the flow, and why."""
-        import jsonschema_rs
-
         try:
             if self.validator.is_valid(value):
                 return []
-            if _is_large(value):
-                try:
-                    self.validator.validate(value)
-                except jsonschema_rs.ValidationError as exc:
-                    errors = [exc]
-                else:
-                    errors = []
-            else:
+            errors: list[Any] = []
+            if not _is_large(value):
                 errors = list(self.validator.iter_errors(value))
-        except ValueError as exc:  # such as a number or a nesting that the validator cannot take
-            return [((), self.place_of(()), f"cannot be checked: {exc}")]
+            else:
+                self.validator.validate(value)
+        except ValueError as exc:
+            if not hasattr(exc, "instance_path"):
+                # Such as a nesting that the validator cannot take.
+                return [((), self.place_of(()), f"cannot be checked: {exc}")]
+            errors = [exc]
         found: list[Misfit] = [explain(error, value, self.document) for error in errors]
         return [(misfit.path, self.place_of(misfit.pointer), misfit.why) for misfit in found]
 
@@ -174,9 +172,6 @@ def _compiled_parts(
 def _compiled(
     gathered: Any, document: SchemaDocument, pool: SchemaPool, report: Callable[[Finding], None]
 ) -> _Part | None:
-    # Imported here: a flow without schemas does not need it, and a worker reads no flows.
-    import jsonschema_rs
-
     alone: Any = pool.standing_alone(gathered)
     root: object = document.root
     dialect: object = cast("dict[str, Any]", root).get("$schema") if isinstance(root, dict) else None
@@ -193,20 +188,15 @@ def _compiled(
         return pool.place_of(pointer, document.at)
 
     try:
-        validator = jsonschema_rs.validator_for(alone, validate_formats=False, retriever=_fetch_nothing)
-    except jsonschema_rs.ValidationError as exc:
-        misfit = explain(exc, alone, {})
-        at = place_of(misfit.path)
-        report(Finding(DiagnosticKind.INVALID_SCHEMA, f"this is not JSON Schema: it {misfit.why}", at))
-        return None
+        validator = compiled(alone)
     except ValueError as exc:
-        report(Finding(DiagnosticKind.INVALID_SCHEMA, f"this is not JSON Schema: {exc}", document.at))
+        at, why = document.at, f": {exc}"
+        if hasattr(exc, "instance_path"):
+            misfit = explain(exc, alone, {})
+            at, why = place_of(misfit.path), f": it {misfit.why}"
+        report(Finding(DiagnosticKind.INVALID_SCHEMA, f"this is not JSON Schema{why}", at))
         return None
     return _Part(alone, validator, place_of)
-
-
-def _fetch_nothing(uri: str) -> Any:
-    raise ValueError(f"{uri} is not fetched")
 
 
 def _unresolved(at: JsonPath, ref: str, schemas: Mapping[str, Any] | None) -> Finding:

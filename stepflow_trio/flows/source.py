@@ -71,6 +71,7 @@ class Source:
             path=finding.path,
             place=self.place(finding.path, at_key=finding.at_key),
             suggestion=printable(finding.suggestion),
+            data=finding.data,
         )
 
 

@@ -14,7 +14,7 @@ import trio
 from stepflow_trio.errors import ErrorCode, StepflowError
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
-from stepflow_trio.runtime.worker_plugin import WorkerPlugin
+from stepflow_trio.runtime.worker_plugin import WorkerPlugin, is_local_lack
 
 __all__ = ["BalancedWorker", "BalancingPlugin"]
 
@@ -134,7 +134,8 @@ class BalancingPlugin:
                 )
             except StepFailure as failure:
                 if not has_begun:
-                    self._eject(worker, failure.error.message)
+                    if not is_local_lack(failure.__cause__):
+                        self._eject(worker, failure.error.message)
                     if any(other.problem is None and other not in tried for other in self._workers):
                         continue
                 elif failure.kind is FailureKind.TRANSPORT:
@@ -163,7 +164,7 @@ class BalancingPlugin:
                     listed[worker] = await worker.plugin.list_components()
                 except StepFailure as failure:
                     failures.append(failure)
-                    if not worker.plugin.is_ready:
+                    if not worker.plugin.is_ready and not is_local_lack(failure.__cause__):
                         self._eject(worker, failure.error.message)
                 else:
                     patience_ends = trio.current_time() + LIST_GRACE_S
@@ -255,7 +256,7 @@ async def _problem_of(worker: BalancedWorker) -> str | None:
     try:
         await worker.check_health()
     except StepflowError as exc:
-        return str(exc)
+        return worker.problem if is_local_lack(exc) else str(exc)
     except Exception as exc:  # noqa: BLE001 — whatever it is, it costs this worker and not the runtime
         _log.error("asking %s how it is failed", worker.url, exc_info=exc)
         return f"{type(exc).__name__}: {exc}"

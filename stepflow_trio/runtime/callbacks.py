@@ -191,6 +191,7 @@ class Callbacks:
             max_concurrency=max_concurrency,
             parent=parent,
             subflow_key=subflow_key,
+            overrides=overrides,
             deadline=parent.deadline if parent is not None else float("inf"),
         )
 

@@ -21,7 +21,15 @@ class RunStarted:
     inputs: Sequence[Any]
     variables: Mapping[str, Any]
     max_concurrency: int
+    overrides: Mapping[str, Any] | None = None
+    """What the submission changed in the flow's steps; ``flow_id`` is the flow without it."""
     parent_run_id: str | None = None
+    root_run_id: str | None = None
+    """The topmost run above it; None: it is that itself."""
+    depth: int = 0
+    """How many runs it is below."""
+    idempotency_key: str | None = None
+    """Whoever submits with the same key again is led to this run."""
 
     @property
     def total_items(self) -> int:
@@ -35,6 +43,7 @@ class StepStarted:
 
     run_id: str
     item_index: int
+    at: datetime
     step_id: str
     component: str
     attempt: int
@@ -56,6 +65,7 @@ class StepRetrying:
 
     run_id: str
     item_index: int
+    at: datetime
     step_id: str
     attempt: int
     delay_s: float
@@ -64,10 +74,11 @@ class StepRetrying:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
-    """A step has its final result."""
+    """A step has its final result, or failed without being executed: its input could not be evaluated."""
 
     run_id: str
     item_index: int
+    at: datetime
     step_id: str
     result: FlowResult
 

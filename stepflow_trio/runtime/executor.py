@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ MAX_RETRY_AFTER_S = 300.0
 class Executor:
     """What the items of all runs have in common.
 
-    ``record`` is awaited with each event before what it says is acted on.
+    ``record`` is awaited with each event before what it says is acted on; ``now`` is the clock of the events.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Executor:
         retry: RetryPolicy,
         record: Callable[[RunEvent], Awaitable[None]],
         *,
+        now: Callable[[], datetime],
         randomness: random.Random,
     ) -> None:
         self._plugins = plugins
         self._router = router
         self._retry = retry
         self._record = record
+        self._now = now
         self._randomness = randomness
 
     async def execute_item(
@@ -59,6 +62,7 @@ class Executor:
         """Run the flow once. Cancelling it cancels every step that runs."""
         item = _Item(
             self,
+            flow,
             Plan(flow, input, variables=variables),
             run_id=run_id,
             flow_id=flow_id,
@@ -80,6 +84,7 @@ class Executor:
                 StepStarted(
                     run_id=item.run_id,
                     item_index=item.index,
+                    at=self._now(),
                     step_id=step.id,
                     component=step.component,
                     attempt=attempt,
@@ -100,6 +105,7 @@ class Executor:
                     StepRetrying(
                         run_id=item.run_id,
                         item_index=item.index,
+                        at=self._now(),
                         step_id=step.id,
                         attempt=attempt,
                         delay_s=delay_s,
@@ -131,7 +137,9 @@ class Executor:
     async def record_step(self, item: _Item, step_id: str, result: FlowResult) -> None:
         """Record a step's final result."""
         await self._record(
-            StepEnded(run_id=item.run_id, item_index=item.index, step_id=step_id, result=result)
+            StepEnded(
+                run_id=item.run_id, item_index=item.index, at=self._now(), step_id=step_id, result=result
+            )
         )
 
 
@@ -141,6 +149,7 @@ class _Item:
     def __init__(
         self,
         executor: Executor,
+        flow: Flow,
         plan: Plan,
         *,
         run_id: str,
@@ -151,6 +160,8 @@ class _Item:
     ) -> None:
         self._executor = executor
         self._plan = plan
+        self._flow = flow
+        self._executed: set[str] = set()
         self.run_id = run_id
         self.flow_id = flow_id
         self.trace_id = trace_id
@@ -165,11 +176,14 @@ class _Item:
         async with trio.open_nursery() as nursery:
             for ready in self._plan.take_ready():
                 nursery.start_soon(self._execute_steps, ready, nursery, name=f"step {ready.step.id}")
+        if len(self._executed) < len(self._flow.steps):
+            await self._record_unexecuted()
         # The plan has concluded: it raises where nothing is left to record and nothing to conclude.
         return cast("FlowResult", self._plan.result)
 
     async def _execute_steps(self, ready: ReadyStep | None, nursery: trio.Nursery) -> None:
         while ready is not None:
+            self._executed.add(ready.step.id)
             result = await self._executor.execute_step(self, ready)
             await self._executor.record_step(self, ready.step.id, result)
             self._plan.record(ready.step.id, result)
@@ -178,3 +192,10 @@ class _Item:
             ready = following[0] if following else None
             for other in following[1:]:
                 nursery.start_soon(self._execute_steps, other, nursery, name=f"step {other.step.id}")
+
+    async def _record_unexecuted(self) -> None:
+        """Record the steps whose input could not be evaluated: they ended, though they never began."""
+        for step in self._flow.steps:
+            result = self._plan.result_of(step.id)
+            if result is not None and step.id not in self._executed:
+                await self._executor.record_step(self, step.id, result)

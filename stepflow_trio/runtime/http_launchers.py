@@ -12,20 +12,20 @@ import trio
 
 from stepflow_trio.engine import Limits
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConfigError, ConnectionLost, LossReason, SpawnFailed, StepflowError
+from stepflow_trio.errors import ConnectionLost, LossReason, SpawnFailed, StepflowError
 from stepflow_trio.runtime.events import Observer, WorkerLine
 from stepflow_trio.runtime.launchers import EXIT_NOTICE_S, never
 from stepflow_trio.runtime.plugin_config import (
-    ClientTls,
     HealthCheck,
     HttpProcessPluginConfig,
     RemotePluginConfig,
 )
 from stepflow_trio.runtime.worker_plugin import Launcher, Started
-from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr
+from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.links import HttpLink, open_http_link
+from stepflow_trio.transports.http.security import client_ssl_context
 from stepflow_trio.transports.http.urls import HttpUrl
 from stepflow_trio.transports.port_process import PortProcess, open_port_process
 
@@ -187,7 +187,7 @@ class RemoteAccess:
             ConnectionLost: it does not.
             ConfigError: a file that says who this side is, or whom to trust, cannot be used.
         """
-        async with open_http_client(url, tls=self._tls_context(), bearer=self._token()) as client:
+        async with open_http_client(url, tls=self._tls_context(), bearer=self._tokens()) as client:
             path = url.path.rstrip("/") + self._config.health_check.path
             await check_health(client, path, may_be_missing=True)
 
@@ -199,38 +199,21 @@ class RemoteAccess:
             sessions="always" if self._config.session == "always" else "never",
             limits=LINK_LIMITS,
             tls=self._tls_context(),
-            bearer=self._token(),
+            bearer=self._tokens(),
         )
 
-    def _token(self) -> SecretStr | None:
+    def _tokens(self) -> BearerTokens | None:
         if self._bearer is None and self._config.bearer_file is not None:
             self._bearer = BearerTokens.from_file(self._config.bearer_file)
-        return None if self._bearer is None else self._bearer.current()
+        return self._bearer
 
     def _tls_context(self) -> ssl.SSLContext | None:
         if self._tls is None and self._config.tls is not None:
-            self._tls = _client_context(self._config.tls)
+            files = self._config.tls
+            self._tls = client_ssl_context(
+                server_ca=files.ca, certificate=files.certificate, private_key=files.private_key
+            )
         return self._tls
-
-
-def _client_context(files: ClientTls) -> ssl.SSLContext:
-    name = files.ca
-    try:
-        context = ssl.create_default_context(cafile=files.ca)
-        if files.certificate is not None:
-            name = files.certificate
-            context.load_cert_chain(files.certificate, files.private_key, password=_no_password)
-    except (OSError, ValueError) as exc:  # ssl.SSLError is an OSError
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise ConfigError(
-            f"this certificate, or the key that belongs to it, cannot be used: {why}", str(name)
-        ) from exc
-    return context
-
-
-def _no_password() -> str:
-    """Asked for where a key is encrypted: without this, OpenSSL would ask on the terminal, and wait."""
-    raise ValueError("the private key is encrypted, and nobody is there to be asked for its password")
 
 
 class _StartedElsewhere:

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.diagnostics import printable
 from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.runtime.config_values import ConfigValues, is_token_key, one_of
 from stepflow_trio.transports.http.bearer import BearerTokens
-from stepflow_trio.transports.http.urls import HttpUrl
+from stepflow_trio.transports.http.urls import REQUEST_TARGET, HttpUrl
+
+if TYPE_CHECKING:
+    from stepflow_trio.transports.http.links import SessionMode  # h11 is loaded where it is needed
 
 __all__ = [
     "BuiltinPluginConfig",
@@ -24,17 +27,12 @@ __all__ = [
     "PluginConfig",
     "PluginReader",
     "RemotePluginConfig",
-    "SessionUse",
     "StdioPluginConfig",
     "UnsupportedPluginConfig",
 ]
 
-SessionUse: TypeAlias = Literal["auto", "never", "always"]
-"""Whether what is said over HTTP goes over one lasting session (docs/protocol.md, section 4). ``auto``: with
-a worker that was started here and offers it."""
-
 _PLUGIN_TYPES = ("stepflow", "builtin", "mock", "mcp")
-_SESSION_USES = ("auto", "never", "always")
+_SESSION_MODES = ("auto", "never", "always")
 _PROCESS_KEYS = ("type", "transport", "command", "args", "env")
 _HTTP_PROCESS_KEYS = (*_PROCESS_KEYS, "healthCheck", "session")
 _REMOTE_KEYS = (
@@ -46,7 +44,6 @@ MAX_URLS = 256
 
 _MAX_MS = 24 * 60 * 60 * 1000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TARGET = re.compile(r"/[!-~]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +87,7 @@ class HttpProcessPluginConfig:
     env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     working_directory: Path
     health_check: HealthCheck = field(default_factory=HealthCheck)
-    session: SessionUse = "auto"
+    session: SessionMode = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +106,8 @@ class RemotePluginConfig:
     """Workers that somebody else has started, alike, at one URL or at several."""
 
     urls: tuple[str, ...]
-    session: SessionUse = "auto"
+    session: SessionMode = "auto"
+    """``auto`` is ``never`` here: a balancer could lead to another worker than the session's."""
     bearer: BearerTokens | None = None
     """What to send as ``Authorization``; or it is in a file:"""
     bearer_file: Path | None = None
@@ -338,8 +336,8 @@ class PluginReader:
 
     # ---- what workers over HTTP share --------------------------------------------------------------------
 
-    def _session(self, fields: dict[str, Any], path: JsonPath) -> SessionUse:
-        return cast("SessionUse", self._values.choice(fields, path, "session", _SESSION_USES, "auto"))
+    def _session(self, fields: dict[str, Any], path: JsonPath) -> SessionMode:
+        return cast("SessionMode", self._values.choice(fields, path, "session", _SESSION_MODES, "auto"))
 
     def _health_check(self, fields: dict[str, Any], path: JsonPath, known: tuple[str, ...]) -> HealthCheck:
         if fields.get("healthCheck") is None:
@@ -350,7 +348,7 @@ class PluginReader:
         target = "/health"
         if given.get("path") is not None:
             target = self._values.string(given["path"], (*at, "path"))
-            if isinstance(given["path"], str) and not _TARGET.fullmatch(target):
+            if isinstance(given["path"], str) and not REQUEST_TARGET.fullmatch(target):
                 shown = printable(target[:80])
                 message = f'"{shown}" is no path: it begins with / and has no spaces, such as /health'
                 self._values.problem((*at, "path"), message)

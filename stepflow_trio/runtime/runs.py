@@ -52,6 +52,7 @@ class Run:
         deadline: float,
         depth: int,
         trace_id: str,
+        root_id: str,
     ) -> None:
         self.id = run_id
         self.flow = flow
@@ -64,6 +65,8 @@ class Run:
         """How many runs it is below; 0 where none submitted it."""
         self.trace_id = trace_id
         """32 hex digits that this run and all below it have in common."""
+        self.root_id = root_id
+        """The topmost run above it, or itself."""
         self.results: list[FlowResult | None] = [None] * len(inputs)
         """One for each input; None until that item has ended, and for ever where it was cancelled."""
         self.status = "running"
@@ -212,7 +215,7 @@ class Run:
 
 
 class Runs:
-    """Starts runs and finds them again."""
+    """Starts runs and finds them again; ``on_left`` is told the id of one that is no longer at work."""
 
     def __init__(
         self,
@@ -222,12 +225,14 @@ class Runs:
         nursery: trio.Nursery,
         now: Callable[[], datetime],
         new_id: Callable[[], uuid.UUID],
+        on_left: Callable[[str], object],
     ) -> None:
         self._executor = executor
         self._record = record
         self._nursery = nursery
         self._now = now
         self._new_id = new_id
+        self._on_left = on_left
         self._active: dict[str, Run] = {}
         self._closed = False
 
@@ -240,6 +245,10 @@ class Runs:
         """Raise :class:`LocalProtocolError` once this is closed."""
         if self._closed:
             raise LocalProtocolError("this runtime is closed: its block has been left")
+
+    def is_flow_at_work(self, flow_id: str) -> bool:
+        """Whether a run of this flow is at work."""
+        return any(run.flow_id == flow_id for run in self._active.values())
 
     def active(self, run_id: str | None) -> Run | None:
         """The run of this id, as long as it or a run below it is at work."""
@@ -255,12 +264,17 @@ class Runs:
         max_concurrency: int | None = None,
         parent: Run | None = None,
         subflow_key: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
         deadline: float = float("inf"),
     ) -> Run:
         """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
 
         With a ``subflow_key`` that ``parent`` has seen with the same flow and inputs, return that run, unless
         it failed or was cancelled. Cancelled, it has started nothing.
+
+        ``flow`` is what runs: the flow of this id with ``overrides`` applied, which are recorded, as is the
+        ``idempotency_key``.
 
         Raises:
             LocalProtocolError: this is closed.
@@ -289,9 +303,12 @@ class Runs:
             deadline=deadline,
             depth=depth,
             trace_id=parent.trace_id if parent is not None else run_id.hex,
+            root_id=parent.root_id if parent is not None else str(run_id),
         )
         if parent is not None and subflow_key is not None:
             parent.subflows[subflow_key] = run
+        # Before it is on record: whoever finds it there finds it here as long as it is at work.
+        self._active[run.id] = run
         try:
             await self._record(
                 RunStarted(
@@ -302,14 +319,19 @@ class Runs:
                     inputs=inputs,
                     variables=variables,
                     max_concurrency=run.max_concurrency,
+                    overrides=overrides,
                     parent_run_id=parent.id if parent is not None else None,
+                    root_run_id=run.root_id,
+                    depth=depth,
+                    idempotency_key=idempotency_key,
                 )
             )
         except BaseException:
+            del self._active[run.id]
             run.give_up()
+            self._on_left(run.id)
             raise
         run.note_recorded()
-        self._active[run.id] = run
         if self._closed or (parent is not None and parent.is_cancelled):
             # It came too late to begin. That it is over goes on record as its start did.
             run.cancel()
@@ -324,6 +346,7 @@ class Runs:
             await run.drive(self._executor, self._record, self._now)
         finally:
             del self._active[run.id]
+            self._on_left(run.id)
 
 
 def outcome_of(run: Run, index: int = 0) -> FlowResult:

@@ -24,14 +24,13 @@ from stepflow_trio.errors import (
     RunCancelled,
     RunFailed,
 )
-from stepflow_trio.flows.model import Flow, flow_id
+from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import flow_from_json, read_flow_file
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.flows.source import source_of_value
 from stepflow_trio.flows.suggestions import did_you_mean
-from stepflow_trio.protocol import blobs, codec
 from stepflow_trio.protocol.payloads import ComponentInfo
-from stepflow_trio.runtime.callbacks import Callbacks
+from stepflow_trio.runtime.callbacks import Callbacks, load_flow
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, read_config_file
 from stepflow_trio.runtime.events import Event, Observer, RunEvent
 from stepflow_trio.runtime.executor import Executor
@@ -39,7 +38,9 @@ from stepflow_trio.runtime.launchers import ServesLink
 from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker, open_blob_api_of
 from stepflow_trio.runtime.plugins import Plugin, StepFailure
 from stepflow_trio.runtime.routing import Route, Router, Rule
+from stepflow_trio.runtime.run_history import RunChanges, RunHistory, Submission
 from stepflow_trio.runtime.runs import Run, Runs
+from stepflow_trio.runtime.stored_flows import StoredFlows
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
 
 _log = logging.getLogger("stepflow_trio.runtime")
@@ -68,11 +69,16 @@ class Runtime:
         plugins: Mapping[str, Plugin],
         router: Router,
         blob_store: BlobStore,
+        history: RunHistory,
     ) -> None:
         self._runs = runs
         self._plugins = plugins
         self._router = router
-        self._blobs = blob_store
+        self.blob_store = blob_store
+        self.flows = StoredFlows(blob_store, runs)
+        """The flows that can be run by their ids: all that were stored or submitted."""
+        self.history = history
+        """All runs by their ids, whether at work or over."""
         self._unlisted: dict[str, str] = {}
 
     async def run(
@@ -140,15 +146,75 @@ class Runtime:
         variables = dict(variables or {})
         _check_json(variables, "<variables>")
         # Stored, so that components can name the flow that they run in.
-        await self._blobs.put(codec.encode_json(read.to_json()), blobs.FLOW)
         return await self._runs.submit(
             read,
-            flow_id(read),
+            await self.flows.put(read),
             inputs,
             variables=variables,
             max_concurrency=max_concurrency,
             deadline=deadline,
         )
+
+    async def submit_stored(
+        self,
+        flow_id: str,
+        inputs: Sequence[Any],
+        *,
+        variables: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        max_concurrency: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start a run of a flow that is stored, as :meth:`submit` does, and return its id.
+
+        With an ``idempotency_key`` that came before with the same submission it returns the id of that run,
+        as long as there is a record of it.
+
+        Args:
+            flow_id: the flow's.
+            inputs: one input for each item.
+            variables: values of the flow's variables.
+            overrides: changes to the flow's steps, ``{"steps": {id: {"value": …}}}``.
+            max_concurrency: items in flight at once, 100 by default.
+            idempotency_key: names the submission, so that it can be repeated without a second run.
+
+        Raises:
+            FlowNotFound: no flow is stored under this id.
+            RpcError: −32004, the flow cannot be run, or the overrides do not fit it.
+            KeyReused: the key came before, with another submission.
+            LocalProtocolError: an input or a variable is not JSON, or the runtime's block has been left.
+            ValueError: ``max_concurrency`` is less than 1.
+        """
+        if max_concurrency is not None and max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        await self.flows.get(flow_id)
+        flow, known_id = await load_flow(self.blob_store, flow_id, overrides)
+        variables = dict(variables or {})
+        _check_json([*inputs], "<inputs>")
+        _check_json(variables, "<variables>")
+
+        async def submit() -> str:
+            run = await self._runs.submit(
+                flow,
+                known_id,
+                inputs,
+                variables=variables,
+                max_concurrency=max_concurrency,
+                overrides=overrides,
+                idempotency_key=idempotency_key,
+            )
+            return run.id
+
+        if idempotency_key is None:
+            return await submit()
+        submission = Submission(
+            flow_id=known_id,
+            inputs=inputs,
+            variables=variables,
+            overrides=overrides,
+            max_concurrency=max_concurrency,
+        )
+        return await self.history.submit_once(idempotency_key, submission, submit)
 
     async def list_components(self) -> list[ListedComponent]:
         """Every component that flows can use now, by path. Starts workers that do not run.
@@ -252,7 +318,8 @@ async def open_runtime(
         raise ConfigError(f"a route leads to plugin {name!r}, which {what}{f'; {hint}' if hint else ''}")
     router = Router([*config.routes, *own_routes])
     blob_store = blob_store or MemoryBlobStore()
-    history = run_store or MemoryRunStore()
+    run_store = run_store or MemoryRunStore()
+    changes = RunChanges()
 
     def observe(event: Event) -> None:
         if on_event is not None:
@@ -262,21 +329,29 @@ async def open_runtime(
                 _log.exception("on_event failed with %r", event)
 
     async def record(event: RunEvent) -> None:
-        await history.append(event)
+        await run_store.append(event)
+        changes.note(event.run_id)
         observe(event)
 
     randomness = randomness or random.Random()  # noqa: S311 — jitter
     plugins: dict[str, Plugin] = {}
-    executor = Executor(plugins, router, config.retry, record, randomness=randomness)
+    executor = Executor(plugins, router, config.retry, record, now=now, randomness=randomness)
     async with open_blob_api_of(config, blob_store) as offer:
         with one_exception():
             async with trio.open_nursery() as worker_nursery:
                 try:
                     with one_exception():
                         async with trio.open_nursery() as run_nursery:
-                            runs = Runs(executor, record, nursery=run_nursery, now=now, new_id=new_id)
+                            runs = Runs(
+                                executor,
+                                record,
+                                nursery=run_nursery,
+                                now=now,
+                                new_id=new_id,
+                                on_left=changes.note,
+                            )
                             handlers = Handlers()
-                            Callbacks(blob_store, history, runs, observe).register(handlers)
+                            Callbacks(blob_store, run_store, runs, observe).register(handlers)
                             maker = PluginMaker(
                                 blob_store=blob_store,
                                 runs=runs,
@@ -296,7 +371,11 @@ async def open_runtime(
                                     plugin.start()
                             try:
                                 yield Runtime(
-                                    runs=runs, plugins=plugins, router=router, blob_store=blob_store
+                                    runs=runs,
+                                    plugins=plugins,
+                                    router=router,
+                                    blob_store=blob_store,
+                                    history=RunHistory(run_store, runs, changes),
                                 )
                             finally:
                                 runs.close()

@@ -17,6 +17,7 @@ from stepflow_trio.errors import (
     CallFailed,
     CallTimeout,
     ConfigError,
+    ConnectFailed,
     ConnectionLost,
     ErrorCode,
     LossReason,
@@ -109,8 +110,6 @@ class BlobOffer:
 
 _UNREADABLE = (400, 422)
 """Statuses of HTTP for a body that was not understood."""
-
-_CLOSING = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
 
 
 @dataclass(eq=False)
@@ -253,17 +252,17 @@ class WorkerPlugin:
         try:
             await instance.outcome.wait()
             if instance.connection is None or instance.welcome is None:
-                raise instance.failure or _CLOSING
-            return await ask(instance.connection, instance.welcome)
-        except StepflowError as exc:
-            if (
-                isinstance(exc, ConnectionLost)
-                and instance.started is not None
-                and instance.started.pid is None
-            ):
-                # Whoever answers at a URL next may have to be told anew what was agreed on.
-                instance.retired = True
-            raise await self._failure(exc, instance) from exc
+                closing = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
+                failure = instance.failure or closing
+                # Not raised itself: its traceback would grow with everybody who has waited.
+                raise await self._failure(failure, instance) from failure
+            try:
+                return await ask(instance.connection, instance.welcome)
+            except StepflowError as exc:
+                if isinstance(exc, ConnectionLost) and not is_local_lack(exc) and _is_elsewhere(instance):
+                    # Whoever answers at a URL next may have to be told anew what was agreed on.
+                    instance.retired = True
+                raise await self._failure(exc, instance) from exc
         finally:
             instance.live_calls -= 1
             if instance.connection is not None:
@@ -392,6 +391,8 @@ class WorkerPlugin:
                 return StepFailure(FlowError(ErrorCode.CONFIGURATION_ERROR, message), FailureKind.FINAL)
             case WorkerExited():
                 error = self._exit_error(exc)
+            case ConnectFailed() if is_local_lack(exc):
+                error = FlowError(ErrorCode.TRANSPORT_ERROR, f"worker {self._title}: {exc}")
             case ConnectionLost():
                 error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self._title}: {exc}")
             case CallTimeout():
@@ -411,6 +412,15 @@ class WorkerPlugin:
         return f"<WorkerPlugin {self._title}: {state}>"
 
 
+def is_local_lack(exc: BaseException | None) -> bool:
+    """Whether this machine had no connection to make, which tells nothing of the worker."""
+    return isinstance(exc, ConnectFailed) and exc.is_local
+
+
+def _is_elsewhere(instance: _Instance) -> bool:
+    return instance.started is not None and instance.started.pid is None
+
+
 async def _ask_nothing(_connection: Connection, _welcome: Welcome) -> None:
     pass
 
@@ -420,6 +430,10 @@ async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> We
 
     A worker over HTTP may refuse a message that is spelled for all generations at once. Then it gets what the
     public runtimes of each send, and nothing of ours.
+
+    Raises:
+        CallTimeout: however it is spelled, there is no answer within `START_TIMEOUT_S`.
+        StepflowError: as a call does.
     """
     kind = connection.link.kind
     url = None if blobs is None else blobs.url
@@ -431,19 +445,21 @@ async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> We
         ),
         dialects.write_initialize_params(Dialect.V0_9, extensions=()),
     ]
-    while True:
-        try:
-            result = await connection.call(methods.INITIALIZE, params, timeout_s=START_TIMEOUT_S)
-            break
-        except (CallFailed, RemoteProtocolError) as exc:
-            if kind != "http" or not further or not _is_about_spelling(exc):
-                raise
-            _log.debug("initialize is tried in another spelling: %s", exc)
-            params = further.pop(0)
-    welcome = dialects.read_initialize_result(result, kind)
-    connection.peer_extensions = welcome.extensions
-    await connection.notify(methods.INITIALIZED, {})
-    return welcome
+    with trio.move_on_after(START_TIMEOUT_S):
+        while True:
+            try:
+                result = await connection.call(methods.INITIALIZE, params)
+                break
+            except (CallFailed, RemoteProtocolError) as exc:
+                if kind != "http" or not further or not _is_about_spelling(exc):
+                    raise
+                _log.debug("initialize is tried in another spelling: %s", exc)
+                params = further.pop(0)
+        welcome = dialects.read_initialize_result(result, kind)
+        connection.peer_extensions = welcome.extensions
+        await connection.notify(methods.INITIALIZED, {})
+        return welcome
+    raise CallTimeout(methods.INITIALIZE, START_TIMEOUT_S)
 
 
 def _is_about_spelling(exc: CallFailed | RemoteProtocolError) -> bool:

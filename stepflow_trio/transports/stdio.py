@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import TextIO, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 import trio
 
@@ -269,11 +269,14 @@ def _guard_against_orphaning(stdin: int, stop: int, grace_s: float) -> None:
     watch.unregister(stdin)
     if watch.poll(grace_s * 1000):
         return
-    last_word = f"stdin was closed {grace_s:g} s ago and the worker has not ended: exiting\n"
+    end_process(f"stdin was closed {grace_s:g} s ago and the worker has not ended: exiting", ORPHAN_EXIT_CODE)
+
+
+def end_process(last_word: str, exit_code: int) -> NoReturn:
+    """End this process at once, whatever it is at, and say so on stderr where that cannot block."""
     stderr = select.poll()
     stderr.register(2, select.POLLOUT)
-    if stderr.poll(0):
-        # Only where it cannot block: whoever reads stderr may be stuck.
+    if stderr.poll(0):  # whoever reads it may be stuck
         with suppress(OSError):
-            os.write(2, last_word.encode())
-    os._exit(ORPHAN_EXIT_CODE)
+            os.write(2, f"{last_word}\n".encode())
+    os._exit(exit_code)

@@ -6,10 +6,11 @@ import hashlib
 import io
 import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, NoReturn
 
 import msgspec
 import trio
@@ -20,7 +21,7 @@ from stepflow_trio.errors import CallFailed, CallTimeout, ErrorCode, Overloaded,
 from stepflow_trio.protocol import blobs, codec, methods
 from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.transports.http.bearer import SecretStr
-from stepflow_trio.transports.http.client import open_http_client
+from stepflow_trio.transports.http.client import HttpClient, HttpHeaders, open_http_client
 from stepflow_trio.transports.http.outbound_urls import OutboundPolicy
 from stepflow_trio.transports.http.urls import HttpUrl
 from stepflow_trio.worker.outputs import check_output
@@ -41,10 +42,7 @@ MAX_PAUSE_S = 5.0
 """At most so long a server is waited for before the next try, whatever it asks for."""
 
 MAX_CLIENTS = 64
-"""Blob APIs that are known at once; the one not asked for longest is forgotten."""
-
-NEXT_ADDRESS_S = 2.0
-"""So long one address of a server is tried before the next one is."""
+"""Blob APIs that are known at once; of those that nobody uses, the one not used for longest is forgotten."""
 
 _JSON = b"application/json"
 _OCTET_STREAM = b"application/octet-stream"
@@ -59,47 +57,6 @@ _CODES = {
     404: ErrorCode.NOT_FOUND,
     421: ErrorCode.CONFIGURATION_ERROR,
 }
-
-
-class Headers(Protocol):
-    """The headers of an answer."""
-
-    def get(self, name: bytes) -> bytes | None:
-        """The value of a header, its name in lower case; None where there is none."""
-        ...
-
-
-class Response(Protocol):
-    """An answer whose body is still to be received."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        ...
-
-    @property
-    def headers(self) -> Headers:
-        """The headers."""
-        ...
-
-    async def receive_some(self) -> bytes:
-        """The next piece of the body; empty at its end."""
-        ...
-
-
-class Requests(Protocol):
-    """What sends requests: :class:`~stepflow_trio.transports.http.client.HttpClient` does."""
-
-    def request(
-        self,
-        method: str,
-        target: str,
-        *,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: bytes = b"",
-    ) -> AbstractAsyncContextManager[Response]:
-        """A block that begins when the answer's status and headers are there."""
-        ...
 
 
 class BlobContent(Struct, frozen=True):
@@ -141,7 +98,7 @@ class BlobClient:
         max_blob_bytes: the longest content that is read.
     """
 
-    def __init__(self, http: Requests, target: str, *, max_blob_bytes: int = blobs.MAX_BLOB_BYTES) -> None:
+    def __init__(self, http: HttpClient, target: str, *, max_blob_bytes: int = blobs.MAX_BLOB_BYTES) -> None:
         self._http = http
         self._target = target.rstrip("/")
         self._max_blob_bytes = max_blob_bytes
@@ -259,16 +216,16 @@ class BlobClients:
         self._policy = policy
         self._bearers = bearers
         self._opening = trio.Lock()
-        self._open: OrderedDict[tuple[str, str | None, bool], tuple[BlobClient, trio.CancelScope]] = (
-            OrderedDict()
-        )
+        self._open: OrderedDict[tuple[str, str | None, bool], _Held] = OrderedDict()
 
+    @asynccontextmanager
     async def client_for(
         self, url: str, *, peer_host: str | None, peer_is_authenticated: bool = False
-    ) -> BlobClient:
-        """The client for ``url``, which the peer at ``peer_host`` named. A checkpoint only at the first time.
+    ) -> AsyncGenerator[BlobClient]:
+        """The client for ``url``, which the peer at ``peer_host`` named. It is of use within the block.
 
-        Nothing is connected yet. A URL that this peer may not name fails its requests: UrlRefused.
+        Entering is a checkpoint only at the first time. Nothing is connected yet; a URL that this peer may
+        not name fails its requests: UrlRefused.
 
         Raises:
             ConfigError: ``url`` cannot be used.
@@ -279,11 +236,25 @@ class BlobClients:
                 if key not in self._open:
                     parsed = HttpUrl.parse(url)
                     self._open[key] = await self._nursery.start(self._hold_open, parsed, *key[1:])
-            if len(self._open) > MAX_CLIENTS:
-                _, (_, oldest) = self._open.popitem(last=False)
-                oldest.cancel(reason="other blob APIs were asked for since")
+        held = self._open[key]
         self._open.move_to_end(key)
-        return self._open[key][0]
+        held.users += 1
+        self._forget_unused()
+        try:
+            yield held.client
+        finally:
+            held.users -= 1
+            self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        if len(self._open) <= MAX_CLIENTS:
+            return
+        for key, held in [*self._open.items()]:
+            if not held.users:
+                del self._open[key]
+                held.scope.cancel(reason="other blob APIs were asked for since")
+                if len(self._open) <= MAX_CLIENTS:
+                    break
 
     async def _hold_open(
         self,
@@ -291,22 +262,16 @@ class BlobClients:
         peer_host: str | None,
         peer_is_authenticated: bool,
         *,
-        task_status: trio.TaskStatus[tuple[BlobClient, trio.CancelScope]],
+        task_status: trio.TaskStatus[_Held],
     ) -> None:
-        async def connect() -> trio.abc.Stream:
-            # Looked up anew for each connection, and connected to what was looked at, not to the name.
-            *others, last = await self._policy.resolve(
-                url, peer_host=peer_host, peer_is_authenticated=peer_is_authenticated
-            )
-            for address in others:
-                with suppress(OSError), trio.move_on_after(NEXT_ADDRESS_S):
-                    return await trio.open_tcp_stream(address, url.port)
-            return await trio.open_tcp_stream(last, url.port)
-
+        # Looked up anew for each connection, and connected to what was looked at, not to the name.
+        connect = partial(
+            self._policy.connect, url, peer_host=peer_host, peer_is_authenticated=peer_is_authenticated
+        )
         bearer = self._bearers.get(url.origin)
         with trio.CancelScope() as scope:
             async with open_http_client(url, bearer=bearer, connect=connect) as http:
-                task_status.started((BlobClient(http, url.path), scope))
+                task_status.started(_Held(BlobClient(http, url.path), scope))
                 await trio.sleep_forever()
 
 
@@ -327,10 +292,19 @@ async def open_blob_clients(
             nursery.cancel_scope.cancel(reason="the clients are closed")
 
 
+@dataclass(slots=True)
+class _Held:
+    """A client that is open, and how many use it."""
+
+    client: BlobClient
+    scope: trio.CancelScope
+    users: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
-    headers: Headers
+    headers: HttpHeaders
     body: bytes
     sha256: str
 

@@ -82,11 +82,10 @@ class Context:
         attempt: int = 1,
         observability: Observability | None = None,
         deadline: float | None = None,
-        blobs: BlobClient | None = None,
     ) -> None:
         self._connection = connection
         self._hello = hello
-        self._blob_client = blobs
+        self._blob_client: BlobClient | None = None
         self._observability = observability or Observability()
         self._places: trio.Semaphore | None = None  # made with the first callback: most make none
         self._submissions = 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from stepflow_trio.errors import ErrorCode, RpcError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.dialects import Hello
-from stepflow_trio.worker.session import Session
+from stepflow_trio.worker.session import Agreement, Session
 
 MAX_KNOWN_RUNTIMES = 256
 """Runtimes that are told apart by what they say of themselves; the one not heard of for longest is forgotten,
@@ -19,7 +19,8 @@ class HttpService:
     """Serves several runtimes at once, each of which may be initialized again at any time.
 
     A runtime that repeats its capabilities with every request has a session of its own. Those that do not
-    share one, in which the last ``initialize`` counts: nothing else tells them apart.
+    share what was agreed on, in which the last ``initialize`` counts: a runtime may have several addresses,
+    and nothing else tells them apart.
 
     Args:
         new_session: makes the session of a runtime, given what is known of it and the address it calls from.
@@ -27,8 +28,8 @@ class HttpService:
 
     def __init__(self, new_session: Callable[[Hello | None, str | None], Session]) -> None:
         self._new_session = new_session
-        self._anybody = new_session(None, None)
-        self._known: OrderedDict[tuple[bytes, str | None], Session] = OrderedDict()
+        self._with_anybody = Agreement()
+        self._known: OrderedDict[tuple[bytes | None, str | None], Session] = OrderedDict()
 
     def served(self, capabilities: bytes | None, client: str | None) -> Session:
         """The session of the runtime that sends a request.
@@ -36,18 +37,15 @@ class HttpService:
         Raises:
             RpcError: −32602, its capabilities are not what a runtime says.
         """
-        if capabilities is None:
-            self._anybody.client = client
-            return self._anybody
         key = capabilities, client
         session = self._known.get(key)
         if session is None:
-            try:
-                said = codec.decode_json(capabilities)
-            except ValueError as exc:
-                message = f"Stepflow-Capabilities is not JSON: {exc}"
-                raise RpcError(ErrorCode.INVALID_PARAMS, message) from exc
-            session = self._known[key] = self._new_session(dialects.read_capabilities(said), client)
+            if capabilities is None:
+                session = self._new_session(None, client)
+                session.agreement = self._with_anybody
+            else:
+                session = self._new_session(_read(capabilities), client)
+            self._known[key] = session
             if len(self._known) > MAX_KNOWN_RUNTIMES:
                 self._known.popitem(last=False)
         else:
@@ -57,3 +55,12 @@ class HttpService:
     def new_session(self, client: str | None) -> Session:
         """A session that begins with ``initialize``."""
         return self._new_session(None, client)
+
+
+def _read(capabilities: bytes) -> Hello:
+    try:
+        said = codec.decode_json(capabilities)
+    except ValueError as exc:
+        message = f"Stepflow-Capabilities is not JSON: {exc}"
+        raise RpcError(ErrorCode.INVALID_PARAMS, message) from exc
+    return dialects.read_capabilities(said)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any, cast
@@ -41,8 +43,36 @@ MAX_MESSAGE_CHARS = 65_536
 """Of a component's error message so much is sent; what is longer belongs into a blob or the log."""
 
 
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What a runtime has said of itself, and where it was when it said so."""
+
+    hello: Hello
+    client: str | None
+    """The address that it called from, where it called over a network."""
+
+
+class Agreement:
+    """What the last runtime that introduced itself has said. Sessions may share one."""
+
+    def __init__(self) -> None:
+        hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION, assumed=True)
+        self.last = Introduction(hello, None)
+
+
 class Session:
-    """Answers one runtime. What was negotiated with it is kept here, and nowhere else."""
+    """Answers one runtime.
+
+    Args:
+        components: what it may execute.
+        threads: how many components may run in threads at once.
+        transport: how it is reached.
+        debug: tell it the tracebacks of components.
+        hello: what it has said of itself, where that is known already.
+        client: the address that it calls from, where it calls over a network.
+        is_authenticated: it bore a token or a certificate.
+        blob_clients: for blobs that it has at a URL.
+    """
 
     def __init__(
         self,
@@ -60,11 +90,11 @@ class Session:
         self._threads = threads
         self._transport: TransportKind = transport
         self._debug = debug
-        self.client = client
-        """The address that the runtime calls from, where it calls over a network."""
+        self._client = client
         self._is_authenticated = is_authenticated
         self._blob_clients = blob_clients
-        self._hello = Hello(dialect=Dialect.V0_11, version=dialects.PROTOCOL_VERSION, assumed=True)
+        self.agreement = Agreement()
+        """What was negotiated; kept here, and nowhere else."""
         if hello is not None:
             self._meet(hello)
         self.handlers = self._make_handlers()
@@ -73,7 +103,7 @@ class Session:
     @property
     def peer_extensions(self) -> frozenset[str]:
         """What the runtime understands beyond the specification."""
-        return self._hello.extensions
+        return self.agreement.last.hello.extensions
 
     def _make_handlers(self) -> Handlers:
         handlers = Handlers()
@@ -86,11 +116,10 @@ class Session:
         return handlers
 
     def _initialize(self, params: Any, request: RequestContext) -> dict[str, Any]:
-        self._meet(dialects.read_initialize_params(params, self._transport))
-        request.connection.peer_extensions = self._hello.extensions
-        return dialects.write_initialize_result(
-            self._hello, supports_blob_refs=self._blob_clients is not None
-        )
+        hello = dialects.read_initialize_params(params, self._transport)
+        self._meet(hello)
+        request.connection.peer_extensions = hello.extensions
+        return dialects.write_initialize_result(hello, supports_blob_refs=self._blob_clients is not None)
 
     def _meet(self, hello: Hello) -> None:
         """Rely on what a runtime says of itself from now on.
@@ -105,7 +134,7 @@ class Session:
                 HttpUrl.parse(hello.blob_api_url)
             except ConfigError as exc:
                 raise RpcError(ErrorCode.INVALID_PARAMS, f"blobApiUrl cannot be used: {exc}") from exc
-        self._hello = hello
+        self.agreement.last = Introduction(hello, self._client)
 
     def _list(self, _params: ListParams, _request: RequestContext) -> ListResult:
         return ListResult([_info_of(component) for component in self._components.values()])
@@ -133,17 +162,18 @@ class Session:
     ) -> ExecuteResult | Coroutine[Any, Any, ExecuteResult]:
         component, path_params = self._find(params.component)
         timeout_s = params.timeout_s
+        met = self.agreement.last
         context = Context(
             request.connection,
-            self._hello,
+            met.hello,
             component=params.component,
             attempt=params.attempt,
             observability=params.observability,
             deadline=trio.current_time() + timeout_s if isinstance(timeout_s, float) else None,
         )
-        has_blob_api = self._blob_clients is not None and self._hello.blob_api_url is not None
+        has_blob_api = self._blob_clients is not None and met.hello.blob_api_url is not None
         if component.kind != "inline" or (has_blob_api and has_refs(params.input)):
-            return self._execute_in_task(component, params.input, context, path_params)
+            return self._execute_in_task(component, params.input, context, path_params, met)
         token = context.enter()
         try:
             args, kwargs = component.bind(params.input, context, path_params)
@@ -152,16 +182,31 @@ class Session:
             raise self._failure(exc, component, context) from exc
         finally:
             context.leave(token)
-        threshold = self._hello.blob_threshold
+        threshold = met.hello.blob_threshold
         if has_blob_api and threshold and len(codec.encode_json(output)) > threshold:
-            return self._offload(output, self._hello)
+            return self._offload_in_task(output, met)
         return ExecuteResult(output)
 
     async def _execute_in_task(
-        self, component: Component, input: Any, context: Context, path_params: Mapping[str, str]
+        self,
+        component: Component,
+        input: Any,
+        context: Context,
+        path_params: Mapping[str, str],
+        met: Introduction,
     ) -> ExecuteResult:
-        hello = self._hello
-        client = await self._blob_client(hello)
+        async with self._blob_client(met) as client:
+            output = await self._run(component, input, context, path_params, client)
+            return await _offload(output, client, met)
+
+    async def _run(
+        self,
+        component: Component,
+        input: Any,
+        context: Context,
+        path_params: Mapping[str, str],
+        client: BlobClient | None,
+    ) -> Any:
         if client is not None:
             from stepflow_trio.worker.blob_refs import resolve_input  # only where there is HTTP at all
 
@@ -181,29 +226,23 @@ class Session:
                 # place in the pool back only when it ends.
                 call = partial(_call_plain, component.fn, args, kwargs)
                 output = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
-            output = check_output(output)
+            return check_output(output)
         except (Exception, SystemExit) as exc:
             raise self._failure(exc, component, context) from exc
         finally:
             context.leave(token)
-        return ExecuteResult(output) if client is None else await self._offload(output, hello)
 
-    async def _blob_client(self, hello: Hello) -> BlobClient | None:
-        """How to reach the runtime's blobs, where they are at a URL."""
-        if self._blob_clients is None or hello.blob_api_url is None:
-            return None
-        return await self._blob_clients.client_for(
-            hello.blob_api_url, peer_host=self.client, peer_is_authenticated=self._is_authenticated
+    async def _offload_in_task(self, output: Any, met: Introduction) -> ExecuteResult:
+        async with self._blob_client(met) as client:
+            return await _offload(output, client, met)
+
+    def _blob_client(self, met: Introduction) -> AbstractAsyncContextManager[BlobClient | None]:
+        """How to reach the runtime's blobs, where they are at a URL. It has the rights of who named that."""
+        if self._blob_clients is None or met.hello.blob_api_url is None:
+            return nullcontext()
+        return self._blob_clients.client_for(
+            met.hello.blob_api_url, peer_host=met.client, peer_is_authenticated=self._is_authenticated
         )
-
-    async def _offload(self, output: Any, hello: Hello) -> ExecuteResult:
-        """The result, with its large fields stored as blobs."""
-        client = await self._blob_client(hello)
-        if client is None or not hello.blob_threshold:
-            return ExecuteResult(output)
-        from stepflow_trio.worker.blob_refs import offload_output
-
-        return ExecuteResult(await offload_output(output, client, hello.blob_threshold))
 
     def _failure(self, exc: Exception | SystemExit, component: Component, context: Context) -> RpcError:
         """What the runtime is told: an error that the author meant, or the type and message of any other."""
@@ -222,6 +261,15 @@ class Session:
         except Exception as unsayable:  # noqa: BLE001 — the author's own __str__ may do anything
             text = f"(its text cannot be had: {type(unsayable).__name__})"
         return _sayable(ErrorCode.COMPONENT_FAILED, f"{kind}: {text}" if text else kind, data)
+
+
+async def _offload(output: Any, client: BlobClient | None, met: Introduction) -> ExecuteResult:
+    """The result, with its large fields stored as blobs."""
+    if client is None or not met.hello.blob_threshold:
+        return ExecuteResult(output)
+    from stepflow_trio.worker.blob_refs import offload_output
+
+    return ExecuteResult(await offload_output(output, client, met.hello.blob_threshold))
 
 
 def _sayable(code: int, message: str, data: Any) -> RpcError:

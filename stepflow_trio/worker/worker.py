@@ -7,19 +7,19 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import trio
 
 from stepflow_trio.engine import Connection, Limits, Link, open_connection
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConnectionLost, LossReason
+from stepflow_trio.errors import BindFailed, ConfigError, ConnectionLost, LossReason
 from stepflow_trio.protocol.paths import PathTable
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.stdio import open_stdio_link
 from stepflow_trio.worker.component import Component, define_component
 from stepflow_trio.worker.context import Context
+from stepflow_trio.worker.process import BLOCKED_GRACE_S, allow_many_descriptors, ending_signals
 from stepflow_trio.worker.session import Session
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ MAX_THREADS = 40
 something; and one that waits for a run keeps its place, which a step of that run may need."""
 
 _log = logging.getLogger("stepflow_trio.worker")
-
-ORPHAN_GRACE_S = 5.0
-"""A worker that is still there so long after its connection should be over is blocked, and ends by force."""
 
 
 class Worker:
@@ -163,7 +160,7 @@ class Worker:
     async def _run_stdio(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with (
-                open_stdio_link(orphan_grace_s=self._limits.drain_s + ORPHAN_GRACE_S) as link,
+                open_stdio_link(orphan_grace_s=self._limits.drain_s + BLOCKED_GRACE_S) as link,
                 self._open_connection(link) as connection,
                 trio.open_nursery() as nursery,
             ):
@@ -235,8 +232,9 @@ class Worker:
     ) -> AsyncGenerator[HttpHost]:
         """Serve runtimes over HTTP for as long as the block lasts; ``url`` of what it yields says where.
 
-        Leaving in order refuses new requests, lets what is in flight finish for ``http_limits.drain_s``
-        seconds, then cancels it; leaving with an exception or cancelled cancels it at once.
+        Leaving in order refuses new requests, and lets what is in flight finish, until the last byte of its
+        answer is sent, for ``http_limits.drain_s`` seconds in all; then it is cancelled. Leaving with an
+        exception or cancelled cancels it at once.
 
         Args:
             host: the address to listen on.
@@ -274,16 +272,13 @@ class Worker:
                 endpoint,
                 bind=f"{shown}:{port}",
                 host=http_host,
-                # The endpoint drains before its host does, which then has only connections to close.
-                limits=replace(limits, drain_s=0),
+                limits=limits,
                 security=security,
                 tls=tls,
                 allow_insecure_bind=allow_insecure_bind,
+                drain=endpoint.drain,  # with the server still open: for answers to callbacks
             ) as http:
                 yield http
-                endpoint.stop()
-                with trio.move_on_after(limits.drain_s):
-                    await endpoint.wait_idle()
 
     def run_http(
         self,
@@ -303,12 +298,19 @@ class Worker:
 
         Prints one line ``{"port": N}`` to stdout once it accepts connections, for the runtime that has
         started it; from then on, what anything in this process prints goes to stderr. SIGTERM and SIGINT end
-        it in order; SIGINT once more, at once.
+        it in order; SIGINT once more, at once. Where a component blocks the event loop, the process is ended
+        by force: ``http_limits.drain_s`` and 5 s after the first signal, or 5 s after a second SIGINT. The
+        soft limit of open descriptors is raised to 65,536, as far as the hard one allows.
+
+        Raises:
+            SystemExit: it cannot be served so; with what :meth:`open_http` raises as its message, for stderr.
         """
+        from stepflow_trio.transports.http.limits import HttpServerLimits  # not what a stdio worker waits for
 
         async def serve() -> None:
             stop = trio.Event()
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, one_exception():
+            limits = http_limits or HttpServerLimits()
+            with ending_signals(limits.drain_s) as signals, one_exception():
                 async with trio.open_nursery() as nursery:
 
                     async def heed_signals() -> None:
@@ -325,7 +327,7 @@ class Worker:
                         security=security,
                         tls=tls,
                         allow_insecure_bind=allow_insecure_bind,
-                        http_limits=http_limits,
+                        http_limits=limits,
                         instance_id=instance_id,
                         blob_urls=blob_urls,
                         blob_bearers=blob_bearers,
@@ -334,7 +336,11 @@ class Worker:
                         await stop.wait()
                     nursery.cancel_scope.cancel(reason="all that was in flight has ended")
 
-        trio.run(serve)
+        allow_many_descriptors()
+        try:
+            trio.run(serve)
+        except (ConfigError, BindFailed) as exc:
+            raise SystemExit(str(exc)) from exc
 
     def _open_connection(self, link: Link) -> AbstractAsyncContextManager[Connection]:
         session = Session(self._components, threads=self._threads, transport=link.kind, debug=self._debug)

@@ -50,11 +50,20 @@ def run_started(run_id: str, items: int = 1, name: str | None = None) -> RunStar
 
 
 def step_started(run_id: str, step_id: str, item: int = 0, attempt: int = 1) -> StepStarted:
-    return StepStarted(run_id=run_id, item_index=item, step_id=step_id, component="/c", attempt=attempt)
+    return StepStarted(
+        run_id=run_id, item_index=item, at=NOW, step_id=step_id, component="/c", attempt=attempt
+    )
 
 
 def step_ended(run_id: str, step_id: str, item: int = 0, result: Success | Failed = DONE) -> StepEnded:
-    return StepEnded(run_id=run_id, item_index=item, step_id=step_id, result=result)
+    return StepEnded(run_id=run_id, item_index=item, at=NOW, step_id=step_id, result=result)
+
+
+def step_retrying(run_id: str, step_id: str, item: int = 0, delay_s: float = 1.0) -> StepRetrying:
+    return StepRetrying(
+        run_id=run_id, item_index=item, at=NOW, step_id=step_id, attempt=1, delay_s=delay_s,
+        error=BROKEN.error,
+    )  # fmt: skip
 
 
 def item_ended(run_id: str, item: int = 0, result: Success | Failed = DONE) -> ItemEnded:
@@ -119,7 +128,7 @@ def test_a_worker_s_end_is_told_while_the_run_needs_it_and_not_what_it_said_befo
     lines = logged(
         capsys, run_started("r1"), step_started("r1", "a"),
         WorkerEnded(plugin="w", detail=str(WorkerExited("w", 7, ["last", "words"]))),
-        StepRetrying(run_id="r1", item_index=0, step_id="a", attempt=1, delay_s=2.0, error=BROKEN.error),
+        step_retrying("r1", "a", delay_s=2.0),
         2.0, step_started("r1", "a", attempt=2),
     )  # fmt: skip
     assert lines[3:] == [
@@ -181,7 +190,7 @@ def test_progress_that_may_belong_to_several_items_belongs_to_none() -> None:
     [
         step_started("r2", "a"), step_ended("r1", "b"),
         progressed("r1", "b", 0.5), progressed("r2", "a", 0.5),
-        StepRetrying(run_id="r1", item_index=3, step_id="a", attempt=1, delay_s=1.0, error=BROKEN.error),
+        step_retrying("r1", "a", item=3),
         item_ended("r2"), run_ended("r2", "failed"),
     ],
 )  # fmt: skip

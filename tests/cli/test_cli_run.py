@@ -166,7 +166,9 @@ def test_a_batch_prints_a_line_an_item_in_the_order_of_the_inputs(
     assert re.search(r"run input line 3 \(\d of 3\) failed: ", ran.stderr)
     last = ran.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"run failed: 1 of 3 items failed, the first at input line 3: .* \(code -32200\)", last
+        r"run failed: 1 of 3 items failed, the first at input line 3 in step only \(/crew/echo\): "
+        r".* \(code -32200\)",
+        last,
     )
 
 

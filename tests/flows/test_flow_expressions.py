@@ -480,8 +480,34 @@ def test_the_references_of_release_0_8_are_read_as_todays_with_a_warning(old, to
 
 
 def test_what_only_resembles_an_old_reference_is_data():
-    for source in (1, "a", {"table": "x"}, {"workflow": "x"}, {"step": 1}, {"step": "a", "b": 1}):
+    for source in (1, "a", {}, {"table": "x"}):
         assert isinstance(parse({"$from": source}), Constant)
+
+
+def test_an_old_reference_that_cannot_be_read_is_data_with_a_warning():
+    for source in ({"workflow": "x"}, {"step": 1}, {"step": "a", "b": 1}, {"variable": "v", "path": "x"}):
+        findings = []
+        assert isinstance(parse_expression({"$from": source}, findings.append), Constant)
+        [finding] = findings
+        assert (finding.kind, finding.path) == (DiagnosticKind.OLD_SYNTAX, ("$from",))
+        assert "cannot be read as one" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("$stepp", "$step"), ("$Input", "$input"), ("$varaible", "$variable"), ("$literl", "$literal")],
+)
+def test_data_under_a_misspelled_expression_key_is_a_warning_that_names_the_one_meant(key, meant):
+    findings = []
+    assert isinstance(parse_expression({"x": {key: "a"}}, findings.append), Constant)
+    [finding] = findings
+    assert (finding.kind, finding.path) == (DiagnosticKind.UNKNOWN_FIELD, ("x", key))
+    assert finding.suggestion == f'did you mean "{meant}"?'
+
+
+def test_keys_with_a_dollar_that_are_everyday_data_are_not_warned_of():
+    for key in ("$id", "$ref", "$defs", "$schema", "$blob", "$set", "$type", "$in", "$or", "$comment"):
+        assert isinstance(parse({key: "a"}), Constant)
 
 
 def test_literal_parts_keep_their_wrapper_in_the_tree():

@@ -119,7 +119,10 @@ output:
         "code": 3003,
         "level": "fatal",
         "formatted": 'the output refers to step "ftech", which does not exist; did you mean "fetch"?',
+        "data": {"from_step": "workflow_output", "referenced_step": "ftech"},
         "path": "$.output.body.$step",
+        "suggestion": 'did you mean "fetch"?',
+        "place": {"source": "flow.yaml", "line": 5, "column": 18},
     }
 
 

@@ -30,22 +30,23 @@ class HttpMemoryLink:
     """A link in memory that counts as one over HTTP."""
 
     kind: Literal["http"] = "http"
+    cancels_by_closing = True
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._loses_answer = False
+        self._loss: ConnectionLost | None = None
 
-    def lose_next_answer(self) -> None:
+    def lose_next_answer(self, loss: ConnectionLost | None = None) -> None:
         """The request whose answer comes next fails on its way; the link goes on."""
-        self._loses_answer = True
+        detail = "the stream ended before the answer came"
+        self._loss = loss or ConnectionLost(LossReason.STREAM_ERROR, detail)
 
     async def receive(self) -> Sequence[Arrival]:
         arrived = list(await self._link.receive())
-        if self._loses_answer:
-            self._loses_answer = False
+        if self._loss is not None:
+            loss, self._loss = self._loss, None
             [frame] = arrived
             assert isinstance(frame, bytes)
-            loss = ConnectionLost(LossReason.STREAM_ERROR, "the stream ended before the answer came")
             return [Unanswerable(json.loads(frame)["id"], loss)]
         return arrived
 
@@ -85,11 +86,14 @@ class Site:
         self.url = f"http://{name}/"
         self.name = name
         self.is_there = True
+        self.is_within_reach = True
+        """False: this machine has no connection to make to it."""
         self.is_well = True
         self.version = 1
         self.refuses_for_s: float | None = None
         self.components = ["/x"]
         self.list_delay_s = 0.0
+        self.initialize_delay_s = 0.0
         self.answer: Callable[[Any], Any] = lambda _input: name
         self.has_begun = 0
         self.running = 0
@@ -100,19 +104,22 @@ class Site:
         self.pid: int | None = None
         self._far_links: list[Link] = []
 
-    async def check_health(self) -> None:
-        self.probed_at.append(trio.current_time())
+    async def _connect(self) -> None:
         await trio.lowlevel.checkpoint()
+        if not self.is_within_reach:
+            raise ConnectFailed(self.url, "no more files", is_local=True)
         if not self.is_there:
             raise ConnectFailed(self.url, "connection refused")
+
+    async def check_health(self) -> None:
+        self.probed_at.append(trio.current_time())
+        await self._connect()
         if not self.is_well:
             raise ConnectionLost(LossReason.STREAM_ERROR, "GET /health was answered with HTTP 503")
 
     @asynccontextmanager
     async def launch(self) -> AsyncGenerator[Started]:
-        await trio.lowlevel.checkpoint()
-        if not self.is_there:
-            raise ConnectFailed(self.url, "connection refused")
+        await self._connect()
         near, far = memory_link_pair()
         with one_exception():
             async with trio.open_nursery() as nursery:
@@ -142,7 +149,10 @@ class Site:
             connection.peer_extensions = frozenset({"cancel"})
             await connection.wait_lost()
 
-    def _initialize(self, _params: Any, _request: RequestContext) -> dict[str, Any]:
+    async def _initialize(self, _params: Any, _request: RequestContext) -> dict[str, Any]:
+        if self.initialize_delay_s:
+            await trio.sleep(self.initialize_delay_s)
+            raise RpcError(ErrorCode.INVALID_PARAMS, "what is that?")
         if self.refuses_for_s is not None:
             raise RpcError(ErrorCode.OVERLOADED, "later", {"retry_after_s": self.refuses_for_s})
         return {"serverProtocolVersion": self.version}

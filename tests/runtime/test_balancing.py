@@ -166,6 +166,26 @@ async def test_a_worker_that_dies_in_a_call_fails_the_call_and_the_next_attempt_
         assert [await call(plugin, step="s", attempt=2) for _ in range(4)] == ["other"] * 4
 
 
+async def test_that_this_machine_has_no_connection_to_make_is_held_against_no_worker(
+    autojump_clock: Any,
+) -> None:
+    sites = [Site("a"), Site("b")]
+    for site in sites:
+        site.is_within_reach = False
+    async with balanced(*sites) as plugin:
+        with pytest.raises(StepFailure, match="no more files") as caught:
+            await call(plugin)
+        assert caught.value.kind is FailureKind.TRANSPORT
+        with pytest.raises(StepFailure, match="no more files"):
+            await plugin.list_components()
+        await trio.sleep(100)
+        assert len(sites[0].probed_at) > 5
+        assert plugin.problem is None
+        for site in sites:
+            site.is_within_reach = True
+        assert Counter([await call(plugin) for _ in range(4)]) == {"a": 2, "b": 2}
+
+
 async def test_a_worker_that_comes_back_after_it_died_gets_calls_again_and_is_initialized_anew(
     autojump_clock: Any,
 ) -> None:

@@ -150,15 +150,7 @@ async def test_components_are_listed(mode: str, tmp_path: Path) -> None:
         assert stage.runtime.plugin_problems == {}
 
 
-TOO_MANY_CONNECTIONS = pytest.mark.xfail(
-    strict=True,
-    raises=ExceptionGroup,
-    reason="the runtime opens up to 16,384 connections for its calls; our server closes those beyond its "
-    "max_connections_per_peer (1,024) without an answer, and their calls fail as transports do",
-)
-
-
-@pytest.mark.parametrize("mode", ["session", pytest.param("posts", marks=TOO_MANY_CONNECTIONS)])
+@pytest.mark.parametrize("mode", ["session", "posts"])
 async def test_eleven_hundred_calls_are_in_flight_at_once(mode: str, tmp_path: Path) -> None:
     count = 1100
     async with open_stage(mode, tmp_path) as stage:

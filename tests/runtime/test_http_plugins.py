@@ -27,6 +27,7 @@ from stepflow_trio.runtime import http_launchers
 from stepflow_trio.runtime.config import BlobApiConfig, Config, HttpProcessPluginConfig, RemotePluginConfig
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
 from stepflow_trio.runtime.plugin_config import ClientTls, HealthCheck
+from stepflow_trio.transports.http import bearer, links
 from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.port_process import open_port_process
 
@@ -271,6 +272,39 @@ async def test_a_worker_that_refuses_both_spellings_at_once_gets_its_own(
     script = SPELLING.format(wanted=wanted, answer=answer, refuse=refuse)
     async with running(over_http(w=raw_http_plugin(tmp_path, script))) as runtime:
         assert await runtime.run(ONE) == tried
+
+
+async def test_a_worker_that_says_nothing_when_a_session_is_opened_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "OPENING_TIMEOUT_S", 0.3)
+    worker = """
+    def do_get(self):
+        if self.path == "/health":
+            self.health()
+        else:
+            time.sleep(60)
+    Worker.do_GET = do_get
+    serve()
+    """
+    async with running(over_http(w=raw_http_plugin(tmp_path, worker))) as runtime:
+        failure = await failure_of(runtime, ONE)
+        assert failure.code == ErrorCode.CONNECTION_LOST
+        assert "opened no session within 0.3 s" in failure.message
+
+
+async def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    await trio.run_process(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:canary", "-keyout", "k.pem",
+         "-out", "c.pem", "-subj", "/CN=x"],
+        cwd=tmp_path, capture_stderr=True,
+    )  # fmt: skip
+    tls = ClientTls(certificate=tmp_path / "c.pem", private_key=tmp_path / "k.pem")
+    config = RemotePluginConfig(urls=("https://127.0.0.1:1/",), tls=tls)
+    async with running(over_http(w=config)) as runtime:
+        failure = await failure_of(runtime, ONE)
+        assert failure.code == ErrorCode.CONFIGURATION_ERROR
+        assert "k.pem: the private key is encrypted" in failure.message
 
 
 async def test_what_no_other_spelling_would_heal_is_not_tried_again(tmp_path: Path) -> None:
@@ -542,6 +576,40 @@ async def test_the_token_is_sent_to_the_worker(tmp_path: Path, from_file: bool) 
         )
         async with running(over_http(w=RemotePluginConfig(urls=(url,), **where))) as runtime:
             assert await runtime.run(ONE) == f"Bearer {token}"
+
+
+ROTATING = """
+token = None
+def execute(self, input):
+    global token
+    said = self.headers["authorization"]
+    if token is None:
+        token = said
+        self.answer({"output": said})
+    elif said == token:
+        self.reply(401, {})
+    else:
+        self.answer({"output": said})
+Worker.execute = execute
+serve()
+"""
+
+
+async def test_a_token_that_is_written_anew_is_sent_with_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bearer, "RECHECK_S", 0.0)
+    file = tmp_path / "token"
+    file.write_text("a" * 20)
+    file.chmod(0o600)
+    seen = Seen()
+    async with started_worker(tmp_path, ROTATING) as (url, _):
+        config = over_http(w=RemotePluginConfig(urls=(url,), bearer_file=file))
+        async with running(config, on_event=seen) as runtime:
+            assert await runtime.run(ONE) == "Bearer " + "a" * 20
+            file.write_text("b" * 20)
+            assert await runtime.run(ONE) == "Bearer " + "b" * 20
+    assert len(seen.of(WorkerStarted)) == 1
 
 
 @pytest.mark.parametrize("what", ["token", "authority", "certificate"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sites import Site
 
 from stepflow_trio.engine import Handlers, Limits
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ErrorCode, WorkerExited
+from stepflow_trio.errors import ConnectFailed, ErrorCode, WorkerExited
 from stepflow_trio.protocol.payloads import Observability
 from stepflow_trio.runtime import worker_plugin
 from stepflow_trio.runtime.events import WorkerEnded, WorkerStarted
@@ -114,6 +115,67 @@ async def test_after_a_call_that_failed_on_its_way_a_worker_at_a_url_is_initiali
         assert (failure.kind, failure.error.code) == (FailureKind.TRANSPORT, ErrorCode.CONNECTION_LOST)
         assert await call(plugin) == "a"
         assert len(site.starts) == (2 if pid is None else 1), "a process that lives goes on"
+
+
+async def test_a_call_for_which_this_machine_had_no_connection_to_make_says_nothing_of_the_worker(
+    autojump_clock: Any,
+) -> None:
+    site = Site("a")
+    async with plugged_in(site) as plugin:
+        async with waiting_call(plugin, site) as ends:
+            site.starts[0].link.lose_next_answer(ConnectFailed(site.url, "no more files", is_local=True))
+            assert site.release is not None
+            site.release.set()
+        [failure] = ends
+        assert (failure.kind, failure.error.code) == (FailureKind.TRANSPORT, ErrorCode.TRANSPORT_ERROR)
+        assert failure.error.message == "worker w at http://a/: cannot connect to http://a/: no more files"
+        assert await call(plugin) == "a"
+        assert len(site.starts) == 1, "there is nothing that a new start would heal"
+
+
+async def test_a_worker_that_does_not_answer_initialize_in_any_spelling_is_given_up_in_time(
+    autojump_clock: Any,
+) -> None:
+    site = Site("a")
+    site.initialize_delay_s = 20.0
+    async with plugged_in(site) as plugin:
+        with pytest.raises(StepFailure, match="did not answer initialize within 30 s") as caught:
+            await call(plugin)
+        assert trio.current_time() == worker_plugin.START_TIMEOUT_S
+        assert caught.value.kind is FailureKind.FINAL
+        await trio.testing.wait_all_tasks_blocked()
+        assert [start.is_over for start in site.starts] == [True]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_those_who_wait_for_a_start_that_fails_share_no_traceback(
+    autojump_clock: Any, is_there: bool
+) -> None:
+    site = Site("a")
+    site.is_there = is_there
+    failures: list[StepFailure] = []
+
+    async def wait(plugin: WorkerPlugin) -> None:
+        try:
+            await call(plugin)
+        except StepFailure as failure:
+            failures.append(failure)
+
+    for _ in range(2):
+        with one_exception():
+            async with plugged_in(site) as plugin, trio.open_nursery() as nursery:
+                site.initialize_delay_s = 20.0
+                for _ in range(10):
+                    nursery.start_soon(wait, plugin)
+                await trio.testing.wait_all_tasks_blocked()
+                plugin.stop()
+    assert len(failures) == 20
+    for failure in failures:
+        traceback = failure.__cause__.__traceback__ if failure.__cause__ is not None else None
+        frames = [frame.f_code.co_name for frame, _ in walk_tb(traceback)]
+        assert frames.count("_with_worker") == 0
+    expected = "the runtime is shutting down" if is_there else "cannot connect to http://a/"
+    assert all(expected in failure.error.message for failure in failures)
 
 
 async def test_the_end_of_the_process_ends_its_calls_and_is_what_they_fail_with(autojump_clock: Any) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -30,7 +30,7 @@ from stepflow_trio.runtime.blob_api import BlobApi
 from stepflow_trio.runtime.stores import Blob, MemoryBlobStore
 from stepflow_trio.testing import Cancellable, cancel_everywhere
 from stepflow_trio.transports.memory import memory_link_pair
-from stepflow_trio.worker.blob_client import MAX_REQUESTS, PATIENCE_S, BlobClient, Headers, Response
+from stepflow_trio.worker.blob_client import MAX_REQUESTS, PATIENCE_S, BlobClient
 from stepflow_trio.worker.outputs import OutputInvalid
 
 EXAMPLE = {"message": "Hello, blobs!", "number": 42, "nested": {"array": [1, 2, 3], "boolean": True}}
@@ -45,7 +45,7 @@ class Answer:
 
     def __init__(self, status: int, headers: dict[bytes, bytes], *pieces: bytes) -> None:
         self.status = status
-        self.headers: Headers = headers
+        self.headers = headers
         self.pieces = list(pieces)
 
     async def receive_some(self) -> bytes:
@@ -69,7 +69,7 @@ class InMemory:
         *,
         headers: Sequence[tuple[bytes, bytes]] = (),
         body: bytes = b"",
-    ) -> AsyncGenerator[Response]:
+    ) -> AsyncGenerator[Answer]:
         self.asked.append((method, target))
         self.open += 1
         length = [(b"content-length", b"%d" % len(body))] if body else []
@@ -105,7 +105,7 @@ class Scripted:
     @asynccontextmanager
     async def request(
         self, method: str, target: str, *, headers: Any = (), body: bytes = b""
-    ) -> AsyncGenerator[Response]:
+    ) -> AsyncGenerator[Answer]:
         self.asked.append((method, target))
         self.at.append(trio.current_time())
         answer = self.answers.pop(0)
@@ -116,11 +116,16 @@ class Scripted:
 
 
 def in_memory(store: MemoryBlobStore | None = None) -> BlobClient:
-    return BlobClient(InMemory(BlobApi(store or MemoryBlobStore())), "/api/v1/blobs")
+    return over(InMemory(BlobApi(store or MemoryBlobStore())), "/api/v1/blobs")
 
 
 def scripted(*answers: Answer | None, **more: Any) -> BlobClient:
-    return BlobClient(Scripted(*answers), "/b", **more)
+    return over(Scripted(*answers), "/b", **more)
+
+
+def over(http: InMemory | Scripted, target: str, **more: Any) -> BlobClient:
+    """A client whose requests go over what does of an `HttpClient` as much as it needs."""
+    return BlobClient(cast("Any", http), target, **more)
 
 
 # ---- round trips ----------------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ async def test_json_text_is_stored_without_being_read_again() -> None:
 
 async def test_what_is_no_json_is_refused_with_its_place_before_anything_is_sent() -> None:
     http = InMemory(BlobApi(MemoryBlobStore()))
-    client = BlobClient(http, "/api/v1/blobs")
+    client = over(http, "/api/v1/blobs")
     for data in ({"a": [float("nan")]}, {"a": [b"bytes"]}, {"a": [object()]}):
         with pytest.raises(OutputInvalid) as caught:
             await client.put(data)
@@ -270,7 +275,7 @@ async def test_an_answer_is_read_up_to_its_bound_and_not_a_byte_further() -> Non
 async def test_what_is_no_id_is_not_found_and_never_asked_for(name: str) -> None:
     http = Scripted()
     with pytest.raises(CallFailed) as caught:
-        await BlobClient(http, "/b").get(name)
+        await over(http, "/b").get(name)
     assert (caught.value.code, http.asked) == (ErrorCode.NOT_FOUND, [])
 
 
@@ -332,14 +337,14 @@ async def test_a_server_at_its_limit_is_asked_again_after_the_pause_it_wants(aut
         Answer(503, {b"retry-after": b"nonsense"}),
         Answer(200, OF_JSON, json.dumps({"blobId": EXAMPLE_ID}).encode()),
     )
-    assert await BlobClient(http, "/b").put(EXAMPLE) == EXAMPLE_ID
+    assert await over(http, "/b").put(EXAMPLE) == EXAMPLE_ID
     assert http.at == [0, 2, 7, 8]
 
 
 async def test_a_server_that_stays_at_its_limit_is_overloaded(autojump_clock: Any) -> None:
     http = Scripted(*[Answer(503, {b"retry-after": b"1"}) for _ in range(10)])
     with pytest.raises(Overloaded) as caught:
-        await BlobClient(http, "/b").put(EXAMPLE)
+        await over(http, "/b").put(EXAMPLE)
     assert caught.value.retry_after_s == 1
     assert http.at == [0, 1, 2, 3]
 
@@ -387,7 +392,7 @@ async def test_no_more_requests_are_open_than_there_are_places(autojump_clock: A
 
     store = Slow()
     http = InMemory(BlobApi(store))
-    client = BlobClient(http, "/api/v1/blobs")
+    client = over(http, "/api/v1/blobs")
     ids = [await client.put(n) for n in range(3 * MAX_REQUESTS)]
     async with trio.open_nursery() as nursery:
         for blob_id in ids:
@@ -398,7 +403,7 @@ async def test_no_more_requests_are_open_than_there_are_places(autojump_clock: A
 def test_cancelling_anywhere_gives_the_place_back() -> None:
     async def scenario(cancellable: Cancellable) -> None:
         http = InMemory(BlobApi(MemoryBlobStore()))
-        client = BlobClient(http, "/api/v1/blobs")
+        client = over(http, "/api/v1/blobs")
         with cancellable:
             await client.get(await client.put(EXAMPLE))
         assert http.open == 0
@@ -415,9 +420,9 @@ def test_cancelling_anywhere_gives_the_place_back() -> None:
 async def context_with(client: BlobClient) -> AsyncGenerator[Context]:
     near, far = memory_link_pair()
     async with open_connection(far, Handlers()), open_connection(near, Handlers()) as connection:
-        yield Context(
-            connection, Hello(dialect=Dialect.V0_11, version=1), component="/x", blobs=client
-        )  # its runtime answers no callback
+        context = Context(connection, Hello(dialect=Dialect.V0_11, version=1), component="/x")
+        context.use_blobs(client)
+        yield context  # its runtime answers no callback
 
 
 async def test_a_context_with_a_client_stores_and_reads_over_it(autojump_clock: Any) -> None:
@@ -437,7 +442,7 @@ async def test_a_context_with_a_client_stores_and_reads_over_it(autojump_clock: 
 
 async def test_a_context_that_is_over_asks_for_no_blob(autojump_clock: Any) -> None:
     http = Scripted()
-    async with context_with(BlobClient(http, "/b")) as context:
+    async with context_with(over(http, "/b")) as context:
         context.leave(context.enter())
         for ask in (context.put_blob(1), context.put_blob(b"1"), context.get_blob(EXAMPLE_ID)):
             with pytest.raises(LocalProtocolError, match="over"):
@@ -447,7 +452,7 @@ async def test_a_context_that_is_over_asks_for_no_blob(autojump_clock: Any) -> N
 
 async def test_a_component_s_blobs_take_its_places_for_callbacks(autojump_clock: Any) -> None:
     http = Scripted(*[None] * 100)
-    clients = [BlobClient(http, "/b") for _ in range(8)]  # each has places for fewer
+    clients = [over(http, "/b") for _ in range(8)]  # each has places for fewer
     async with context_with(clients[0]) as context, trio.open_nursery() as nursery:
         for n in range(100):
             context._blob_client = clients[n % 8]

@@ -46,8 +46,12 @@ async def serving(
 
 @asynccontextmanager
 async def connected(host: Any, store: MemoryBlobStore | None = None) -> AsyncGenerator[BlobClient]:
-    async with serving(store, host) as found, open_blob_clients() as clients:
-        yield await clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+    async with (
+        serving(store, host) as found,
+        open_blob_clients() as clients,
+        clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+    ):
+        yield client
 
 
 async def test_blobs_of_every_kind_go_there_and_back(host: Any) -> None:
@@ -93,8 +97,11 @@ async def test_a_body_that_is_too_long_is_told_so_while_it_is_sent(host: Any) ->
     store = MemoryBlobStore()
     app = BlobApi(store, max_blob_bytes=MiB)
     with trio.fail_after(40):
-        async with open_http_host(app, host=host) as found, open_blob_clients() as clients:
-            client = await clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+        async with (
+            open_http_host(app, host=host) as found,
+            open_blob_clients() as clients,
+            clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+        ):
             with pytest.raises(CallFailed, match="413: the body is longer than 1048576 bytes"):
                 await client.put_binary(b"x" * 20 * MiB)
             assert await client.get(await client.put(1)) == 1
@@ -111,8 +118,10 @@ async def test_an_upload_that_breaks_off_stores_nothing(host: Any) -> None:
         )
         await stream.send_all(head.encode() + b"x" * 999)
         await stream.aclose()
-        async with open_blob_clients() as clients:
-            client = await clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+        async with (
+            open_blob_clients() as clients,
+            clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+        ):
             blob_id = await client.put(1)
         assert list(store._blobs) == [blob_id]
 
@@ -121,8 +130,11 @@ async def test_a_slow_reader_gets_all_of_it_while_others_are_served(host: Any) -
     store = MemoryBlobStore()
     content = b"0123456789abcdef" * (20 * MiB // 16)
     blob_id = await store.put(content, "binary")
-    async with serving(store, host) as found, open_blob_clients() as clients:
-        client = await clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+    async with (
+        serving(store, host) as found,
+        open_blob_clients() as clients,
+        clients.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+    ):
         stream = await trio.open_tcp_stream(LOCAL, found.port)
         head = (
             f"GET /api/v1/blobs/{blob_id} HTTP/1.1\r\nhost: {LOCAL}:{found.port}\r\n"
@@ -176,16 +188,18 @@ async def test_a_stranger_may_not_name_a_server_on_this_machine() -> None:
     async with serving() as found, clients() as opened:
         url = f"{found.url}/api/v1/blobs"
         for peer_host in ("203.0.113.7", "10.0.0.7", None):
-            client = await opened.client_for(url, peer_host=peer_host)
-            with pytest.raises(UrlRefused, match="this machine itself"):
-                await client.put(1)
-        client = await opened.client_for(url, peer_host=LOCAL)
-        assert await client.get(await client.put(1)) == 1
+            async with opened.client_for(url, peer_host=peer_host) as client:
+                with pytest.raises(UrlRefused, match="this machine itself"):
+                    await client.put(1)
+        async with opened.client_for(url, peer_host=LOCAL) as client:
+            assert await client.get(await client.put(1)) == 1
 
 
 async def test_nobody_may_name_where_clouds_keep_their_credentials() -> None:
-    async with clients() as opened:
-        client = await opened.client_for("http://169.254.169.254/latest", peer_host=LOCAL)
+    async with (
+        clients() as opened,
+        opened.client_for("http://169.254.169.254/latest", peer_host=LOCAL) as client,
+    ):
         with pytest.raises(UrlRefused):
             await client.get("0" * 64)
 
@@ -202,22 +216,22 @@ async def test_a_name_is_looked_up_for_each_connection_and_what_was_looked_at_is
         with monkeypatch.context() as patched:
             patched.setattr(trio.socket, "getaddrinfo", getaddrinfo)
             url = f"http://blobs.internal:{found.port}/api/v1/blobs"
-            client = await opened.client_for(url, peer_host=LOCAL)
-            open_tcp_stream = trio.open_tcp_stream
+            async with opened.client_for(url, peer_host=LOCAL) as client:
+                open_tcp_stream = trio.open_tcp_stream
 
-            async def connect_to(address: Any, port: int) -> trio.SocketStream:
-                assert address == LOCAL, "the name itself is not connected to"
-                patched.undo()
-                stream = await open_tcp_stream(address, port)
-                patched.setattr(trio.socket, "getaddrinfo", getaddrinfo)
-                return stream
+                async def connect_to(address: Any, port: int) -> trio.SocketStream:
+                    assert address == LOCAL, "the name itself is not connected to"
+                    patched.undo()
+                    stream = await open_tcp_stream(address, port)
+                    patched.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+                    return stream
 
-            patched.setattr(trio, "open_tcp_stream", connect_to)
-            assert await client.get(await client.put(1)) == 1
-            assert len(answers) == 1
-            other = await opened.client_for(url, peer_host="127.0.0.2")
-            with pytest.raises(UrlRefused):
-                await other.put(1)
+                patched.setattr(trio, "open_tcp_stream", connect_to)
+                assert await client.get(await client.put(1)) == 1
+                assert len(answers) == 1
+                async with opened.client_for(url, peer_host="127.0.0.2") as other:
+                    with pytest.raises(UrlRefused):
+                        await other.put(1)
 
 
 @pytest.mark.parametrize(
@@ -226,15 +240,18 @@ async def test_a_name_is_looked_up_for_each_connection_and_what_was_looked_at_is
 async def test_what_is_no_url_is_refused_at_once(url: str) -> None:
     async with clients() as opened:
         with pytest.raises(ConfigError) as caught:
-            await opened.client_for(url, peer_host=LOCAL)
+            async with opened.client_for(url, peer_host=LOCAL):
+                pass
         assert "secret" not in str(caught.value)
 
 
 async def test_a_server_that_is_not_there_is_said_so() -> None:
     with socket.socket() as taken:
         taken.bind((LOCAL, 0))
-        async with clients() as opened:
-            client = await opened.client_for(f"http://{LOCAL}:{taken.getsockname()[1]}/b", peer_host=LOCAL)
+        async with (
+            clients() as opened,
+            opened.client_for(f"http://{LOCAL}:{taken.getsockname()[1]}/b", peer_host=LOCAL) as client,
+        ):
             with pytest.raises(ConnectFailed):
                 await client.put(1)
 
@@ -250,12 +267,14 @@ async def test_a_token_goes_to_the_origin_that_it_is_for_and_to_no_other() -> No
 
     async with serving(security=guarded) as found, open_http_host(nosy) as other:
         async with clients(bearers={found.url: SecretStr("t" * 40)}) as opened:
-            client = await opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
-            assert await client.get(await client.put(1)) == 1
-            client = await opened.client_for(f"{other.url}/api/v1/blobs", peer_host=LOCAL)
-            assert await client.get(await client.put(1)) == 1
-        async with clients() as opened:
-            client = await opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+            async with opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client:
+                assert await client.get(await client.put(1)) == 1
+            async with opened.client_for(f"{other.url}/api/v1/blobs", peer_host=LOCAL) as client:
+                assert await client.get(await client.put(1)) == 1
+        async with (
+            clients() as opened,
+            opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+        ):
             with pytest.raises(CallFailed) as caught:
                 await client.put(1)
             assert caught.value.code == ErrorCode.CONFIGURATION_ERROR
@@ -264,11 +283,11 @@ async def test_a_token_goes_to_the_origin_that_it_is_for_and_to_no_other() -> No
 
 async def test_only_the_origins_that_the_operator_allows_are_asked() -> None:
     async with serving() as found, clients(policy=OutboundPolicy(allowed_origins=[found.url])) as opened:
-        client = await opened.client_for(f"{found.url}/api/v1/blobs", peer_host="203.0.113.7")
-        assert await client.get(await client.put(1)) == 1
-        client = await opened.client_for("http://127.0.0.1:1/b", peer_host=LOCAL)
-        with pytest.raises(UrlRefused, match="allowed_origins"):
-            await client.put(1)
+        async with opened.client_for(f"{found.url}/api/v1/blobs", peer_host="203.0.113.7") as client:
+            assert await client.get(await client.put(1)) == 1
+        async with opened.client_for("http://127.0.0.1:1/b", peer_host=LOCAL) as client:
+            with pytest.raises(UrlRefused, match="allowed_origins"):
+                await client.put(1)
 
 
 # ---- who keeps what open --------------------------------------------------------------------------------
@@ -279,7 +298,8 @@ async def test_one_server_is_one_client_however_many_ask_for_it() -> None:
         found: list[BlobClient] = []
 
         async def ask() -> None:
-            found.append(await opened.client_for("http://127.0.0.1:1/b", peer_host=LOCAL))
+            async with opened.client_for("http://127.0.0.1:1/b", peer_host=LOCAL) as client:
+                found.append(client)
 
         async with trio.open_nursery() as nursery:
             for _ in range(20):
@@ -287,17 +307,37 @@ async def test_one_server_is_one_client_however_many_ask_for_it() -> None:
         assert len({id(client) for client in found}) == 1
 
 
+async def use(opened: BlobClients, ports: range) -> None:
+    for port in ports:
+        async with opened.client_for(f"http://127.0.0.1:{port}/b", peer_host=LOCAL):
+            pass
+
+
 async def test_only_so_many_servers_are_remembered() -> None:
     async with serving() as found, clients() as opened:
         url = f"{found.url}/api/v1/blobs"
-        first = await opened.client_for(url, peer_host=LOCAL)
-        for n in range(MAX_CLIENTS):
-            await opened.client_for(f"http://127.0.0.1:{n + 1}/b", peer_host=LOCAL)
+        async with opened.client_for(url, peer_host=LOCAL) as first:
+            pass
+        await use(opened, range(1, MAX_CLIENTS + 1))
         assert len(opened._open) == MAX_CLIENTS
         with pytest.raises(ConnectionLost):
             await first.put(1)
-        again = await opened.client_for(url, peer_host=LOCAL)
-        assert await again.get(await again.put(1)) == 1
+        async with opened.client_for(url, peer_host=LOCAL) as again:
+            assert await again.get(await again.put(1)) == 1
+
+
+async def test_a_client_in_use_is_not_forgotten_however_many_others_are_asked_for() -> None:
+    async with serving() as found, clients() as opened:
+        async with opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as first:
+            await use(opened, range(1, 2 * MAX_CLIENTS))
+            assert len(opened._open) == MAX_CLIENTS
+            assert await first.get(await first.put(1)) == 1
+        async with contextlib.AsyncExitStack() as used:
+            for port in range(1, 2 * MAX_CLIENTS):
+                url = f"http://127.0.0.1:{port}/b"
+                await used.enter_async_context(opened.client_for(url, peer_host=LOCAL))
+            assert len(opened._open) == 2 * MAX_CLIENTS - 1, "all of them are in use"
+        assert len(opened._open) == MAX_CLIENTS
 
 
 async def test_leaving_the_block_ends_what_is_under_way() -> None:
@@ -314,8 +354,10 @@ async def test_leaving_the_block_ends_what_is_under_way() -> None:
                 await client.get("0" * 64)
             ended.set()
 
-        async with clients() as opened:
-            client = await opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL)
+        async with (
+            clients() as opened,
+            opened.client_for(f"{found.url}/api/v1/blobs", peer_host=LOCAL) as client,
+        ):
             nursery.start_soon(read, client)
             await trio.testing.wait_all_tasks_blocked(0.1)
         await ended.wait()

@@ -18,6 +18,19 @@ from stepflow_trio.transports.http.request_limits import OpenConnections
 ACCEPT_PAUSE_S = 0.1
 """Before the next try, where there was no descriptor or memory for a connection."""
 
+MAX_TURNED_AWAY = 64
+"""Connections over the bound that are told so at once; further ones are closed without a word."""
+
+TURN_AWAY_S = 1.0
+"""One of those may take so long to send its request, and to close behind the answer to it."""
+
+_RECEIVE_BYTES = 64 * 2**10
+
+_TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 41\r\n"
+    b'retry-after: 1\r\nconnection: close\r\n\r\n{"error":"too many connections are open"}'
+)
+
 Address: TypeAlias = tuple[str, int | None]
 """A host and a port, or the path of a socket and None: as ASGI has it."""
 
@@ -36,12 +49,16 @@ async def serve_connections(
     limits: HttpServerLimits,
     stop: trio.Event,
     drain: Callable[[], object],
+    speaks_tls: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run ``serve`` in a task for each connection to these listeners, which it owns, until ``stop`` is set.
 
     Then it closes the listeners, calls ``drain``, gives the connections ``limits.drain_s`` to end, cancels
     them, and returns. Cancelled, it cancels everything at once.
+
+    A connection over the bounds of ``limits`` is answered 503 and closed; without a word where
+    ``speaks_tls``.
 
     Raises:
         OSError: a listener does not work any more.
@@ -51,7 +68,7 @@ async def serve_connections(
             async with AsyncExitStack() as closing:
                 for listener in listeners:
                     closing.push_async_callback(listener.aclose)
-                door = _Door(serve, limits, connections)
+                door = _Door(serve, limits, connections, speaks_tls=speaks_tls)
                 with one_exception():
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
@@ -66,11 +83,14 @@ async def serve_connections(
 class _Door:
     """Lets connections in, as many as there may be."""
 
-    def __init__(self, serve: ServeOne, limits: HttpServerLimits, connections: trio.Nursery) -> None:
+    def __init__(
+        self, serve: ServeOne, limits: HttpServerLimits, connections: trio.Nursery, *, speaks_tls: bool
+    ) -> None:
         self._serve = serve
         self._limits = limits
         self._connections = connections
         self._open = OpenConnections(limits)
+        self._places_to_turn_away = 0 if speaks_tls else MAX_TURNED_AWAY
 
     async def accept(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         if isinstance(listener, trio.SocketListener):
@@ -87,8 +107,28 @@ class _Door:
             client, server = _addresses(stream)
             if self._open.admit(client and client[0]):
                 self._connections.start_soon(self._serve_one, stream, client, server)
+            elif self._places_to_turn_away:
+                self._places_to_turn_away -= 1
+                self._connections.start_soon(self._turn_away, stream)
             else:
                 await trio.aclose_forcefully(stream)
+
+    async def _turn_away(self, stream: trio.abc.Stream) -> None:
+        try:
+            with (
+                trio.move_on_after(TURN_AWAY_S),
+                suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                if await stream.receive_some(_RECEIVE_BYTES):  # an answer follows a request
+                    await stream.send_all(_TURNED_AWAY)
+                    if isinstance(stream, trio.abc.HalfCloseableStream):
+                        await stream.send_eof()
+                    # To close over unread bytes resets the connection, which can take the answer away.
+                    while await stream.receive_some(_RECEIVE_BYTES):
+                        pass
+        finally:
+            self._places_to_turn_away += 1
+            await trio.aclose_forcefully(stream)
 
     async def _serve_one(
         self, stream: trio.abc.Stream, client: Address | None, server: Address | None

@@ -15,7 +15,8 @@ _STATUS_LINES: dict[int, bytes] = {
 _is_name = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+").fullmatch
 _is_value = re.compile(rb"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _is_length = re.compile(rb"[0-9]{1,19}").fullmatch
-_BODILESS = (204, 304)
+BODILESS_STATUSES = (204, 304)
+"""Answers that never have a body."""
 
 
 class Answer:
@@ -78,7 +79,7 @@ class Answer:
         return b"".join(lines)
 
     def _framing(self, status: int, only_part: bytes | None) -> bytes:
-        if status in _BODILESS:
+        if status in BODILESS_STATUSES:
             self._is_bodiless = True
             return b""
         self._is_bodiless = self._is_to_head

@@ -167,6 +167,19 @@ class BearerTokens:
         raise TypeError("bearer tokens are not pickled: what is stored would no longer be a secret")
 
 
+def authorization(bearer: SecretStr | BearerTokens) -> bytes:
+    """The value of the ``Authorization`` header that bears a token: of several, the current one.
+
+    Raises:
+        ConfigError: it holds a character that no bearer token has (RFC 6750, section 2.1).
+    """
+    token = (bearer.current() if isinstance(bearer, BearerTokens) else bearer).reveal()
+    if not _TOKEN.fullmatch(token):
+        # Whoever writes the header would refuse it too, and show it.
+        raise ConfigError("the bearer token holds a character that no token has (RFC 6750, section 2.1)")
+    return b"Bearer " + token.encode("ascii")
+
+
 def _checked(texts: Sequence[str], place: str) -> tuple[bytes, ...]:
     """The tokens as they travel. No message shows any of their characters."""
     if not texts:

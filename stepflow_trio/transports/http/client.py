@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
-from typing import Protocol, TypeAlias, cast, final
+from typing import TypeAlias, cast, final
 
 import h11
 import trio
@@ -22,9 +21,16 @@ from stepflow_trio.errors import (
     LossReason,
     StepflowError,
 )
+from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr, authorization
 from stepflow_trio.transports.http.limits import HttpClientLimits
-from stepflow_trio.transports.http.pool import ConnectionPool, HttpConnection, close_by_force, why_failed
-from stepflow_trio.transports.http.urls import HttpUrl
+from stepflow_trio.transports.http.pool import (
+    ConnectionPool,
+    HttpConnection,
+    close_by_force,
+    is_own_lack,
+    why_failed,
+)
+from stepflow_trio.transports.http.urls import REQUEST_TARGET, HttpUrl
 
 SMALL_BODY_BYTES = 16 * 2**10
 """A request's body up to this size is sent before the answer is looked for: the system's buffers hold it. A
@@ -36,19 +42,9 @@ LAST_ANSWER_S = 1.0
 Body: TypeAlias = bytes | AsyncIterable[bytes]
 Connect: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
 
-_TARGET = re.compile(r"/[!-~]*")
-_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _OWN_HEADERS = frozenset([b"host", b"connection", b"transfer-encoding", b"upgrade", b"expect", b"te"])
 _BODY_METHODS = frozenset(["POST", "PUT", "PATCH"])
 """These say ``content-length: 0`` where they have no body (RFC 9110, section 8.6)."""
-
-
-class Secret(Protocol):
-    """A text that is given out only where it is asked for."""
-
-    def reveal(self) -> str:
-        """The text itself."""
-        ...
 
 
 @final
@@ -64,10 +60,6 @@ class HttpHeaders:
         """The value of ``name``, given in lower case; where it came more than once, with commas between."""
         values = [value for each, value in self._items if each == name]
         return b", ".join(values) if values else None
-
-    def items(self) -> list[tuple[bytes, bytes]]:
-        """All of them, in their order."""
-        return self._items.copy()
 
     def __repr__(self) -> str:
         return f"<HttpHeaders {', '.join(name.decode('ascii') for name, _ in self._items)}>"
@@ -143,7 +135,7 @@ class HttpClient:
         *,
         limits: HttpClientLimits,
         tls: ssl.SSLContext | None,
-        bearer: Secret | None,
+        bearer: SecretStr | BearerTokens | None,
         connect: Connect | None,
     ) -> None:
         self.url = url
@@ -152,11 +144,9 @@ class HttpClient:
         self._limits = limits
         self._tls = tls
         self._connect = connect or self._connect_over_tcp
-        self._headers: list[tuple[bytes, bytes]] = [(b"Host", url.authority.encode())]
-        self._own_headers = _OWN_HEADERS
-        if bearer is not None:
-            self._headers.append((b"Authorization", _authorization(bearer)))
-            self._own_headers |= {b"authorization"}
+        self._host = url.authority.encode()
+        self._bearer = bearer
+        self._own_headers = _OWN_HEADERS if bearer is None else _OWN_HEADERS | {b"authorization"}
 
     @property
     def open_connections(self) -> int:
@@ -232,12 +222,14 @@ class HttpClient:
     def _head(
         self, method: str, target: str, headers: Sequence[tuple[str | bytes, str | bytes]], body: Body
     ) -> h11.Request:
-        if not _TARGET.fullmatch(target):
+        if not REQUEST_TARGET.fullmatch(target):
             what = f"not {target.partition('?')[0]!r}"
             raise LocalProtocolError(f"a target is a path from its first slash on, percent-encoded, {what}")
         if method == "CONNECT":
             raise LocalProtocolError("CONNECT is for proxies, and this client knows none")
-        items = self._headers.copy()
+        items = [(b"Host", self._host)]
+        if self._bearer is not None:
+            items.append((b"Authorization", authorization(self._bearer)))
         own = self._own_headers | {b"content-length"} if isinstance(body, bytes) else self._own_headers
         try:
             for name, value in headers:
@@ -301,7 +293,7 @@ class HttpClient:
         try:
             transport = await self._connect()
         except (OSError, trio.BrokenResourceError) as exc:
-            raise ConnectFailed(self.url.origin, why_failed(exc)) from exc
+            raise ConnectFailed(self.url.origin, why_failed(exc), is_local=is_own_lack(exc)) from exc
         if self._tls is None:
             return HttpConnection(transport, transport, limits=self._limits)
         try:
@@ -356,7 +348,7 @@ async def open_http_client(
     *,
     limits: HttpClientLimits | None = None,
     tls: ssl.SSLContext | None = None,
-    bearer: Secret | None = None,
+    bearer: SecretStr | BearerTokens | None = None,
     connect: Connect | None = None,
 ) -> AsyncGenerator[HttpClient]:
     """Open a client for the origin of ``url``. Nothing is connected before the first request.
@@ -369,7 +361,8 @@ async def open_http_client(
         limits: what the client may use up.
         tls: for https, where the system's certificate authorities are not the ones to trust, or the server
             wants a certificate of ours.
-        bearer: the token that every request bears, and nothing else shows.
+        bearer: the token that every request bears, and nothing else shows. Of tokens in a file, each request
+            bears the one that is current when it is sent.
         connect: makes the byte stream, under TLS if that is used, in the place of TCP to the URL's host. What
             it raises of :class:`~stepflow_trio.errors.StepflowError` reaches the caller of ``request``.
 
@@ -384,6 +377,8 @@ async def open_http_client(
         raise ConfigError(
             f"TLS settings are given for {url.origin}, which would be reached without: write https"
         )
+    if bearer is not None:
+        authorization(bearer)  # what is wrong with it is said now
     limits = limits or HttpClientLimits()
     pool = ConnectionPool(limits)
     client = HttpClient(url, pool, limits=limits, tls=tls, bearer=bearer, connect=connect)
@@ -509,14 +504,6 @@ def _send_stalled(limits: HttpClientLimits) -> ConnectionLost:
     return ConnectionLost(
         LossReason.SEND_STALLED, f"the server took no bytes for {limits.send_timeout_s:g} s"
     )
-
-
-def _authorization(bearer: Secret) -> bytes:
-    token = bearer.reveal()
-    if not _BEARER_TOKEN.fullmatch(token):
-        # h11 would refuse it too, and show it.
-        raise ConfigError("the bearer token holds a character that no token has (RFC 6750, section 2.1)")
-    return b"Bearer " + token.encode("ascii")
 
 
 def _as_bytes(text: str | bytes) -> bytes:

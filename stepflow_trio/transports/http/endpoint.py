@@ -6,37 +6,37 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Protocol, TypeGuard
+from typing import Protocol
 from urllib.parse import parse_qs
 
 import trio
 from msgspec import UNSET
 
 from stepflow_trio.engine import Handlers, Limits, open_connection
-from stepflow_trio.engine.connection import RETRY_AFTER_S
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConfigError, ErrorCode, RpcError
+from stepflow_trio.errors import ConfigError, RpcError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.lines import LineFramer
 from stepflow_trio.protocol.messages import (
     Batch,
     Decoded,
     ErrorObject,
-    Failure,
     Malformed,
     Request,
     RequestId,
-    Success,
+    is_answer,
 )
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.http.asgi import Receive, Scope, Send
+from stepflow_trio.transports.http.bodies import Bodies
 from stepflow_trio.transports.http.exchange import (
     SSE_HEADERS,
     Exchange,
+    Refusal,
     exchange_key,
+    overloaded,
     send_accepted,
     send_json,
 )
@@ -52,6 +52,7 @@ INSTANCE_HEADER = b"stepflow-instance-id"
 JSON = b"application/json"
 JSON_LINES = b"application/x-ndjson"
 
+_SESSION_IS_OVER = "the session is over: open another one"
 _INSTANCE_ID = re.compile(r"[!-~]{1,200}")
 
 _log = logging.getLogger("stepflow_trio.transports")
@@ -95,7 +96,8 @@ class HttpEndpoint:
 
     Args:
         service: what is served.
-        limits: the bounds of each session and of all requests together.
+        limits: the bounds of each session and of each request outside of one; requests in flight, all
+            together, are ``max_handlers``.
         http_limits: the bounds of HTTP.
         instance_id: tells this process from the others behind a balancer; random by default.
         name: what ``/health`` calls this service.
@@ -124,11 +126,13 @@ class HttpEndpoint:
         self.instance_id = instance_id or str(uuid.uuid4())
         self._instance_id = self.instance_id.encode("ascii")
         self._name = name
+        self._bodies = Bodies(self._http_limits)
         self._exchanges: dict[str, Exchange] = {}
         self._sessions: dict[str, tuple[Session, Served]] = {}
         self._in_flight = 0
         self._stopping = trio.Event()
         self._idle = trio.lowlevel.ParkingLot()
+        self._answered = trio.lowlevel.ParkingLot()
         self.unmatched_answers = 0
         """Answers that no callback waited for: they came late, or from somebody else."""
 
@@ -143,13 +147,21 @@ class HttpEndpoint:
         while self._in_flight or self._sessions:
             await self._idle.park()
 
+    async def drain(self) -> None:
+        """Stop, and wait until nothing is in flight and no session is open."""
+        self.stop()
+        await self.wait_idle()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await _refuse_kind(scope["type"], receive, send)
             return
         try:
-            await self._serve(scope, receive, send)
+            try:
+                await self._serve(scope, receive, send)
+            except Refusal as refusal:
+                await refusal.send(send)
         except (OSError, trio.BrokenResourceError) as exc:
             _log.debug("a client went away before its answer was sent: %r", exc)
 
@@ -163,10 +175,9 @@ class HttpEndpoint:
         elif path == "/runtime/events" and method == "GET":
             await self._open_session(scope, receive, send)
         elif allowed := {"/": b"POST", "/health": b"GET, HEAD", "/runtime/events": b"GET"}.get(path):
-            text = f"{path} takes {allowed.decode()}"
-            await _refuse(send, 405, text, headers=[(b"allow", allowed)])
+            raise Refusal(405, f"{path} takes {allowed.decode()}", headers=[(b"allow", allowed)])
         else:
-            await _refuse(send, 404, "the endpoint is POST /; there are GET /health and GET /runtime/events")
+            raise Refusal(404, "the endpoint is POST /; there are GET /health and GET /runtime/events")
 
     def _health(self) -> bytes:
         return codec.encode_json(
@@ -181,62 +192,26 @@ class HttpEndpoint:
     # ---- POST ---------------------------------------------------------------------------------------
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await self._bodies.receive(receive)
         headers = dict(scope["headers"])
-        content_type = headers.get(b"content-type", b"")
-        session = served = None
-        if scope["query_string"]:
-            found = self._find_session(scope["query_string"])
-            if found is None:
-                # Read to its end, or the answer might be lost with the connection.
-                await _read_body(receive, self._http_limits.max_body_bytes)
-                await _refuse(send, 404, "there is no such session, or it is over: open another one")
-                return
-            session, served = found
-        if content_type != JSON:
-            media_type = content_type.split(b";")[0].strip().lower()
-            if media_type == JSON_LINES and session is not None:
-                await self._post_lines(session, receive, send)
-                return
-            if media_type != JSON:
-                await _read_body(receive, self._http_limits.max_body_bytes)
-                await _refuse(send, 415, "the body must be application/json")
-                return
-        accept = headers.get(b"accept")
-        if accept is not None and not _accepts_both(accept):
-            every = b",".join(value for name, value in scope["headers"] if name == b"accept")
-            if not _accepts_both(every):
-                await _read_body(receive, self._http_limits.max_body_bytes)
-                await _refuse(send, 406, "the answer is application/json or text/event-stream: accept both")
-                return
-        body = await _read_body(receive, self._http_limits.max_body_bytes)
-        if body is None:
-            await _refuse(send, 413, f"the body is longer than {self._http_limits.max_body_bytes} bytes")
+        found = self._find_session(scope["query_string"]) if scope["query_string"] else None
+        session = found[0] if found else None
+        media_type = _media_type(headers)
+        if media_type == JSON_LINES and session is not None:
+            with self._bodies.holding(body):
+                await self._take_lines(session, body)
+            await send_accepted(send)
             return
-        message = codec.decode(body)
-        if type(message) is Malformed:
-            self._take_answers(message, session)
-            await _refuse(send, 400, message.error, id_=message.id)
+        if media_type != JSON:
+            raise Refusal(415, "the body must be application/json")
+        _check_accept(headers, scope)
+        message = self._decode(body, session)
+        del body
+        if message is None:
+            await send_accepted(send)
             return
-        if type(message) is not Request:
-            rest = self._take_answers(message, session)
-            if rest is None:
-                await send_accepted(send)
-                return
-            message = rest
-        if served is None:
-            client = scope.get("client")
-            try:
-                served = self._service.served(headers.get(CAPABILITIES_HEADER), client[0] if client else None)
-            except RpcError as exc:
-                data = UNSET if exc.data is None else exc.data
-                await _refuse(send, 400, ErrorObject(exc.code, exc.message, data), id_=_id_of(message))
-                return
-        if self._stopping.is_set() or self._in_flight >= self._limits.max_handlers:
-            why = "Shutting down" if self._stopping.is_set() else "Too many requests are in flight"
-            error = ErrorObject(ErrorCode.OVERLOADED, why, {"retry_after_s": RETRY_AFTER_S})
-            retry_after = [(b"retry-after", b"%d" % RETRY_AFTER_S)]
-            await _refuse(send, 503, error, id_=_id_of(message), headers=retry_after)
-            return
+        served = found[1] if found else self._served(headers, scope, message)
+        self._check_room(message)
         exchange = Exchange(
             served.handlers,
             peer_extensions=served.peer_extensions,
@@ -245,7 +220,7 @@ class HttpEndpoint:
         )
         self._in_flight += 1
         try:
-            await exchange.respond(
+            is_answered = await exchange.respond(
                 message,
                 receive,
                 send,
@@ -256,15 +231,41 @@ class HttpEndpoint:
         finally:
             self._in_flight -= 1
             self._wake_if_idle()
+            self._answered.unpark_all()
+        if session is not None and not is_answered:
+            raise Refusal(404, _SESSION_IS_OVER, id_=_id_of(message))
+
+    def _decode(self, body: bytes, session: Session | None) -> Decoded | None:
+        """The message, without the answers in it, which are handed to the callbacks that wait for them."""
+        message = codec.decode(body)
+        if type(message) is Request:
+            return message
+        rest = self._take_answers(message, session)
+        if type(message) is Malformed:
+            raise Refusal(400, message.error, id_=message.id)
+        return rest
+
+    def _served(self, headers: dict[bytes, bytes], scope: Scope, message: Decoded) -> Served:
+        try:
+            return self._service.served(headers.get(CAPABILITIES_HEADER), _address(scope))
+        except RpcError as exc:
+            data = UNSET if exc.data is None else exc.data
+            raise Refusal(400, ErrorObject(exc.code, exc.message, data), id_=_id_of(message)) from exc
+
+    def _check_room(self, message: Decoded) -> None:
+        if self._stopping.is_set():
+            raise overloaded("Shutting down", _id_of(message))
+        if self._in_flight >= self._limits.max_handlers:
+            raise overloaded("Too many requests are in flight", _id_of(message))
 
     def _take_answers(self, message: Decoded, session: Session | None) -> Decoded | None:
         """Hand answers to the callbacks that wait for them; return what is left of the message."""
         if type(message) is Batch:
-            left = tuple(item for item in message.items if not _is_answer(item))
+            left = tuple(item for item in message.items if not is_answer(item))
             for item in message.items:
                 self._take_answers(item, session)
             return Batch(left) if left else None
-        if not _is_answer(message):
+        if not is_answer(message):
             return message
         exchange = self._exchanges.get(exchange_key(message.id))
         if exchange is None or exchange.session is not session:
@@ -276,40 +277,38 @@ class HttpEndpoint:
 
     # ---- sessions -----------------------------------------------------------------------------------
 
-    def _find_session(self, query: bytes) -> tuple[Session, Served] | None:
+    def _find_session(self, query: bytes) -> tuple[Session, Served]:
         ids = parse_qs(query.decode("ascii", "replace"), max_num_fields=16).get("sessionId", [])
-        return self._sessions.get(ids[0]) if len(ids) == 1 else None
+        found = self._sessions.get(ids[0]) if len(ids) == 1 else None
+        if found is None:
+            raise Refusal(404, "there is no such session, or it is over: open another one")
+        return found
 
-    async def _post_lines(self, session: Session, receive: Receive, send: Send) -> None:
+    async def _take_lines(self, session: Session, body: bytes) -> None:
         """Take a session's messages, one a line; what they bring about goes to its stream."""
-        body = await _read_body(receive, self._http_limits.max_body_bytes)
-        if body is None:
-            await _refuse(send, 413, f"the body is longer than {self._http_limits.max_body_bytes} bytes")
-            return
         frames = LineFramer(self._http_limits.max_body_bytes).feed(body + b"\n")
         try:
             await session.deliver(frames, len(body))
-        except trio.BrokenResourceError:
-            await _refuse(send, 404, "the session is over: open another one")
-            return
-        await send_accepted(send)
+        except trio.BrokenResourceError as exc:
+            raise Refusal(404, _SESSION_IS_OVER) from exc
 
     async def _open_session(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._stopping.is_set():
-            await _refuse(send, 503, "shutting down", headers=[(b"retry-after", b"1")])
-            return
-        client = scope.get("client")
-        served = self._service.new_session(client[0] if client else None)
+            raise overloaded("Shutting down")
+        if len(self._sessions) >= self._http_limits.max_sessions:
+            raise overloaded("Too many sessions are open")
+        served = self._service.new_session(_address(scope))
         session = Session(send)
-        headers = [*SSE_HEADERS, (INSTANCE_HEADER, self._instance_id)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sessions[session.id] = session, served
+        headers = [*SSE_HEADERS, (INSTANCE_HEADER, self._instance_id)]
         opening = {
             "endpoint": f"/?sessionId={session.id}",
             "extensions": sorted(dialects.EXTENSIONS),
             "heartbeatS": self._http_limits.heartbeat_s,
+            "maxPostBytes": self._http_limits.max_body_bytes,
         }
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await session.send_opening(codec.encode_json(opening))
             with one_exception():
                 async with trio.open_nursery() as nursery:
@@ -322,7 +321,7 @@ class HttpEndpoint:
                         ) as connection,
                         trio.open_nursery() as waiting,
                     ):
-                        waiting.start_soon(self._end_wait_when_stopping, waiting.cancel_scope)
+                        waiting.start_soon(self._end_wait_when_stopping, session, waiting.cancel_scope)
                         await connection.wait_lost()
                         waiting.cancel_scope.cancel(reason="the session is over")
                     nursery.cancel_scope.cancel(reason="the session is over")
@@ -334,8 +333,12 @@ class HttpEndpoint:
             self._wake_if_idle()
         await send({"type": "http.response.body", "body": b""})
 
-    async def _end_wait_when_stopping(self, scope: trio.CancelScope) -> None:
+    async def _end_wait_when_stopping(self, session: Session, scope: trio.CancelScope) -> None:
         await self._stopping.wait()
+        # The connection itself lets its lines finish, but knows nothing of requests that were POSTed alone.
+        with trio.move_on_after(self._limits.drain_s):
+            while any(each.session is session for each in self._exchanges.values()):
+                await self._answered.park()
         scope.cancel(reason="the endpoint is stopping")
 
     async def _watch(self, receive: Receive, session: Session) -> None:
@@ -351,24 +354,17 @@ class HttpEndpoint:
         return f"<HttpEndpoint: {self._in_flight} requests in flight, {len(self._sessions)} sessions>"
 
 
-async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """A request's whole body; None where it is longer. It is received to its end in any case."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body") and len(body) <= max_bytes:
-        return body
-    pieces, size = [body], len(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise trio.BrokenResourceError("the client went away while it sent its request")
-        piece: bytes = message.get("body", b"")
-        size += len(piece)
-        if size <= max_bytes:
-            pieces.append(piece)
-        else:
-            pieces.clear()
-    return b"".join(pieces) if size <= max_bytes else None
+def _media_type(headers: dict[bytes, bytes]) -> bytes:
+    content_type = headers.get(b"content-type", b"")
+    return JSON if content_type == JSON else content_type.split(b";")[0].strip().lower()
+
+
+def _check_accept(headers: dict[bytes, bytes], scope: Scope) -> None:
+    accept = headers.get(b"accept")
+    if accept is not None and not _accepts_both(accept):
+        every = b",".join(value for name, value in scope["headers"] if name == b"accept")
+        if not _accepts_both(every):
+            raise Refusal(406, "the answer is application/json or text/event-stream: accept both")
 
 
 @lru_cache(maxsize=256)
@@ -384,26 +380,13 @@ def _accepts_both(accept: bytes) -> bool:
     )
 
 
-def _is_answer(message: Decoded) -> TypeGuard[Success | Failure | Malformed]:
-    return type(message) in (Success, Failure) or (type(message) is Malformed and message.is_response)
-
-
 def _id_of(message: Decoded) -> RequestId | None:
     return message.id if type(message) is Request else None
 
 
-async def _refuse(
-    send: Send,
-    status: int,
-    why: str | ErrorObject,
-    *,
-    id_: RequestId | None = None,
-    headers: Sequence[tuple[bytes, bytes]] = (),
-) -> None:
-    """Answer with an error status, and with what is wrong as a JSON-RPC error, which runtimes show."""
-    if isinstance(why, str):
-        why = ErrorObject(ErrorCode.INVALID_REQUEST, why)
-    await send_json(send, status, codec.encode_failure(why, id_), headers)
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 async def _refuse_kind(kind: str, receive: Receive, send: Send) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from stepflow_trio.engine import Connection, Handlers, Limits
+from stepflow_trio.engine.connection import RETRY_AFTER_S
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import LossReason
-from stepflow_trio.protocol.messages import Decoded
+from stepflow_trio.errors import ErrorCode, LossReason
+from stepflow_trio.protocol import codec
+from stepflow_trio.protocol.messages import Decoded, ErrorObject, RequestId
 from stepflow_trio.protocol.peer import Peer
 from stepflow_trio.protocol.sse import COMMENT_PING, escape_non_ascii, write_event
 from stepflow_trio.transports.http.asgi import Receive, Send
@@ -57,12 +59,12 @@ class Exchange(Connection):
         instance_id: bytes,
         heartbeat_s: float,
         register: dict[str, Exchange],
-    ) -> None:
-        """Answer the POST that brought ``message``.
+    ) -> bool:
+        """Answer the POST that brought ``message``; return whether at least the answer's beginning was sent.
 
         The answer is JSON, unless the runtime is called or told something meanwhile: then it is an event
         stream from there on, which ends with the answer; in a session those go to its stream instead. When
-        the client goes away, what it asked for is cancelled.
+        the client goes away, or the session ends, what was asked is cancelled and not answered.
         """
         self.take([message])
         frames = self.take_outgoing()
@@ -70,7 +72,7 @@ class Exchange(Connection):
         if self.is_idle:
             # Whatever was asked is answered already: there is nothing to watch for and nothing to wait for.
             await answer.send_frames(frames, is_last=True)
-            return
+            return True
         register[self.key] = self
         try:
             with one_exception():
@@ -85,13 +87,14 @@ class Exchange(Connection):
                         nursery.start_soon(self._watch, receive)
                     try:
                         await self._send_as_it_comes(frames, answer, heartbeat_s)
-                    except OSError as exc:
+                    except (OSError, trio.BrokenResourceError) as exc:  # of the POST, or the session's stream
                         self.lose(LossReason.PEER_CLOSED, f"the client went away: {exc!r}")
                     if nursery.child_tasks:
                         nursery.cancel_scope.cancel(reason="the answer is sent")
         finally:
             del register[self.key]
             self.lose(LossReason.LOCAL_CLOSE, "the request is over")
+        return answer.has_begun
 
     def end_with_session(self) -> None:
         """Cancel what was asked: the session that it belongs to is over."""
@@ -126,6 +129,7 @@ class _Answer:
         self._instance_id = instance_id
         self._session = session
         self.is_stream = False
+        self.has_begun = False
 
     async def send_frames(self, frames: Sequence[bytes], *, is_last: bool) -> None:
         """Send frames; with ``is_last``, the last of them is the answer to what was asked."""
@@ -133,6 +137,7 @@ class _Answer:
             said, frames = (frames[:-1], frames[-1:]) if is_last else (frames, ())
             if said:
                 await self._session.say(said)
+        self.has_begun = self.has_begun or is_last or bool(frames)
         if is_last and not self.is_stream and len(frames) <= 1:
             await (send_json(self._send, 200, frames[0]) if frames else send_accepted(self._send))
             return
@@ -169,6 +174,34 @@ async def send_accepted(send: Send) -> None:
     """Say that a notification or an answer has arrived; nothing follows from that."""
     await send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
+
+
+class Refusal(Exception):
+    """A request that is answered with an error status, whose body is a JSON-RPC error: runtimes show it."""
+
+    def __init__(
+        self,
+        status: int,
+        why: str | ErrorObject,
+        *,
+        id_: RequestId | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(status, why)
+        self._status = status
+        self._error = ErrorObject(ErrorCode.INVALID_REQUEST, why) if isinstance(why, str) else why
+        self._id = id_
+        self._headers = headers
+
+    async def send(self, send: Send) -> None:
+        """Answer so."""
+        await send_json(send, self._status, codec.encode_failure(self._error, self._id), self._headers)
+
+
+def overloaded(why: str, id_: RequestId | None = None) -> Refusal:
+    """The refusal of what may be asked for again a little later."""
+    error = ErrorObject(ErrorCode.OVERLOADED, why, {"retry_after_s": RETRY_AFTER_S})
+    return Refusal(503, error, id_=id_, headers=[(b"retry-after", b"%d" % RETRY_AFTER_S)])
 
 
 def exchange_key(id_: object) -> str:

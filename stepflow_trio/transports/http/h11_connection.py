@@ -14,12 +14,7 @@ from stepflow_trio.transports.http.h11_cycle import Cycle, malformed
 from stepflow_trio.transports.http.h11_heads import Head, read_head
 from stepflow_trio.transports.http.h11_state import ServerState, log
 from stepflow_trio.transports.http.request_limits import Refused
-from stepflow_trio.transports.http.wire import Wire
-
-LINGER_S = 2.0
-LINGER_BYTES = 2**20
-"""Behind the last answer so much is read and thrown away, for so long, unless the client closes before: to
-close over unread bytes resets the connection, and a reset can take the answer away from the client."""
+from stepflow_trio.transports.http.wire import LINGER_BYTES, LINGER_S, Wire
 
 
 async def serve_connection(

@@ -128,7 +128,8 @@ class Cycle:
 
     def _log_incident(self, what: str, failures: ExceptionGroup[Exception] | None) -> str:
         incident = secrets.token_hex(4)
-        request = f"{self._method.decode()} {self._target[:200].decode()}"
+        path = self._target.partition(b"?")[0]  # a query may hold what is secret, as the id of a session is
+        request = f"{self._method.decode()} {path[:200].decode()}"
         log.error("the application %s: %s, incident %s", what, request, incident, exc_info=failures)
         return incident
 

@@ -1,4 +1,4 @@
-"""Heads of requests, read by h11 and checked; and remembered, for a client sends the same one all the time."""
+"""Heads of requests, read by h11 and checked; and remembered, for a client sends the same one again."""
 
 from __future__ import annotations
 

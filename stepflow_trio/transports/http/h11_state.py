@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
-from email.utils import formatdate
 
 import trio
 
 from stepflow_trio.transports.http.asgi import AsgiApp
 from stepflow_trio.transports.http.h11_heads import KnownHeads
+from stepflow_trio.transports.http.http_date import HttpDate
 from stepflow_trio.transports.http.limits import HttpServerLimits
 
 log = logging.getLogger("stepflow_trio.transports")
@@ -22,11 +21,10 @@ class ServerState:
         self.app = app
         self.limits = limits
         self.known_heads = KnownHeads()
+        self.date = HttpDate()
         self.stopping = False
         self.idle: dict[trio.CancelScope, float] = {}
         """Of each connection that waits for a request, the scope to cancel, and since when; oldest first."""
-        self._date = b""
-        self._date_second = -1
 
     async def close_idle(self) -> None:
         """Close the connections that wait for a request for ``keep_alive_s``. Runs for ever.
@@ -49,11 +47,3 @@ class ServerState:
         self.stopping = True
         for scope in self.idle:
             scope.cancel()
-
-    def date(self) -> bytes:
-        """The value of a ``date`` header, made once a second."""
-        second = int(time.time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date = formatdate(second, usegmt=True).encode()
-        return self._date

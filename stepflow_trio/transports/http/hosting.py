@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +26,9 @@ from stepflow_trio.transports.http.security import HttpSecurity, TlsFiles, guard
 
 HostName: TypeAlias = Literal["auto", "h11", "hypercorn"]
 
-BACKLOG_CONNECTIONS = 1024
-"""Connections that the kernel keeps until they are accepted: as many as a burst of one peer may open."""
+BACKLOG_CONNECTIONS = 4096
+"""Connections that the kernel keeps until they are accepted, unless it has a lower bound of its own. Those of
+a burst that it does not keep try again after a second."""
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", re.ASCII)
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 — a client on this machine reaches it there
@@ -58,6 +59,7 @@ async def open_http_host(
     security: HttpSecurity | None = None,
     tls: TlsFiles | None = None,
     allow_insecure_bind: bool = False,
+    drain: Callable[[], Awaitable[object]] | None = None,
 ) -> AsyncGenerator[HttpHost]:
     """Serve ``app``, guarded by ``security``, as long as the block lasts.
 
@@ -70,6 +72,10 @@ async def open_http_host(
 
     When the block begins, connections are accepted. When it ends in order, requests in flight may finish for
     ``limits.drain_s``. When it is cancelled or an exception leaves it, all connections are closed at once.
+
+    ``drain`` is what comes first when the block ends in order, while new connections are still accepted, for
+    an application that needs them to finish. Then the server ends as above; ``limits.drain_s`` is the time
+    that both may take together.
 
     Raises:
         ConfigError: ``bind`` is not written as above; a file of ``tls`` cannot be used; ``h11`` is to speak
@@ -107,6 +113,9 @@ async def open_http_host(
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve, name="serve HTTP")
                 yield found
+                if drain is not None:
+                    nursery.cancel_scope.deadline = trio.current_time() + limits.drain_s
+                    await drain()
                 stop.set()
 
 

@@ -6,9 +6,7 @@ import json
 import logging
 import re
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Iterable
-from email.utils import formatdate
 from typing import Any, Protocol
 
 import h11
@@ -19,11 +17,12 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import AppWrapper
 
 from stepflow_trio.errors import LocalProtocolError
+from stepflow_trio.transports.http.answers import BODILESS_STATUSES
 from stepflow_trio.transports.http.asgi import AsgiApp, Message, Scope
+from stepflow_trio.transports.http.http_date import HttpDate
 from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.request_limits import BodyBudget, Refused
 
-_BODILESS = (204, 304)
 _NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[^\0\r\n]*")
 
@@ -41,16 +40,7 @@ class Service:
         self.app = app
         self.limits = limits
         self.is_stopping = False
-        self._date = b""
-        self._date_second = -1
-
-    def date(self) -> bytes:
-        """The value of a ``date`` header, made once a second."""
-        second = int(time.time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date = formatdate(second, usegmt=True).encode()
-        return self._date
+        self.date = HttpDate()
 
 
 class Owner(Protocol):
@@ -249,7 +239,7 @@ class AppCall:
         kind = message["type"]
         if self.stream.state is ASGIHTTPState.CLOSED:
             raise LocalProtocolError(f"the answer is complete: {kind} comes too late")
-        if self._is_gone:
+        if self._is_gone or self._owner.is_closing:
             raise ClientGone("the client has closed the connection")
         if kind == "http.response.start":
             if self._start is not None:
@@ -271,7 +261,10 @@ class AppCall:
 
     def _with_length(self, start: Message, first: Message) -> Message:
         self.is_answered_at_once = not first.get("more_body", False)
-        if not self.is_answered_at_once or start["status"] in _BODILESS:
+        status = start["status"]
+        if not 200 <= status <= 999:
+            raise ValueError(f"{status!r} is no status of an answer")
+        if not self.is_answered_at_once or status in BODILESS_STATUSES:
             return start
         body: bytes = first.get("body", b"")
         headers: list[tuple[bytes, bytes]] = [*start.get("headers", ())]

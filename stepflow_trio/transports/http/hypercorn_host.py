@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import secrets
 import socket
@@ -16,22 +15,14 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.worker_context import WorkerContext
 
-from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.transports.http.accepting import Address, serve_connections
 from stepflow_trio.transports.http.asgi import AsgiApp
 from stepflow_trio.transports.http.hypercorn_call import AppCall, Service, log
 from stepflow_trio.transports.http.hypercorn_http1 import Http1
 from stepflow_trio.transports.http.hypercorn_http2 import Http2
 from stepflow_trio.transports.http.limits import HttpServerLimits
-from stepflow_trio.transports.http.request_limits import OpenConnections
 from stepflow_trio.transports.http.security import TlsFiles, server_ssl_context
-
-ACCEPT_PAUSE_S = 0.1
-"""Before the next try, where there was no descriptor or memory for a connection."""
-
-LINGER_S = 2.0
-LINGER_BYTES = 2**20
-"""Behind the last answer so much is read and thrown away, for so long, unless the client closes before: to
-close over unread bytes resets the connection, and a reset can take the answer away from the client."""
+from stepflow_trio.transports.http.wire import LINGER_BYTES, LINGER_S, RESET_ON_CLOSE
 
 UNSENT_BYTES = 64 * 2**10
 """While more than this is written and not taken by the client, nothing more is written."""
@@ -39,11 +30,7 @@ UNSENT_BYTES = 64 * 2**10
 SEND_BYTES = 64 * 2**10
 """Handed to the system at once. A client that takes so much in ``send_timeout_s`` is not stalled."""
 
-Address: TypeAlias = tuple[str, int]
 Stream: TypeAlias = trio.abc.Stream
-
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-_CLOSE_WITH_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger: on, 0 s
 
 
 async def serve_hypercorn(
@@ -79,18 +66,15 @@ async def serve_hypercorn(
         for listener in listeners:
             closing.push_async_callback(listener.aclose)
         server = _Server(app, limits, server_ssl_context(tls) if tls else None)
-        with one_exception():
-            async with trio.open_nursery() as connections:
-                with one_exception():
-                    async with trio.open_nursery() as accepting:
-                        for listener in listeners:
-                            accepting.start_soon(server.accept, listener, connections)
-                        task_status.started()
-                        await stop.wait()
-                        accepting.cancel_scope.cancel()
-                await closing.aclose()
-                server.drain()
-                connections.cancel_scope.deadline = trio.current_time() + limits.drain_s
+        await serve_connections(
+            server.serve,
+            listeners,
+            limits=limits,
+            stop=stop,
+            drain=server.drain,
+            speaks_tls=tls is not None,
+            task_status=task_status,
+        )
 
 
 class _Server:
@@ -101,30 +85,10 @@ class _Server:
         self.ssl_context = ssl_context
         self.config = _hypercorn_config()
         self.context = WorkerContext(None)
-        self._open = OpenConnections(limits)
         self._connections: set[_Connection] = set()
 
-    async def accept(self, listener: trio.abc.Listener[Stream], connections: trio.Nursery) -> None:
-        """Accept connections for ever."""
-        if isinstance(listener, trio.SocketListener):
-            _notice_dead_clients(listener.socket, self.service.limits.send_timeout_s)
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as exc:
-                if exc.errno not in _OUT_OF_RESOURCES:
-                    raise
-                log.error("cannot accept a connection: %s; next try in %g s", exc.strerror, ACCEPT_PAUSE_S)
-                await trio.sleep(ACCEPT_PAUSE_S)
-                continue
-            client, server = _addresses(stream)
-            peer = client[0] if client else None
-            if self._open.admit(peer):
-                connections.start_soon(self._serve, stream, client, server)
-            else:
-                await trio.aclose_forcefully(stream)
-
-    async def _serve(self, stream: Stream, client: Address | None, server: Address | None) -> None:
+    async def serve(self, stream: Stream, client: Address | None, server: Address | None) -> None:
+        """Serve one connection, whatever happens on it, and close it."""
         connection = _Connection(self, stream, client, server)
         self._connections.add(connection)
         try:
@@ -135,7 +99,6 @@ class _Server:
             log.error("a connection failed, incident %s", secrets.token_hex(4), exc_info=failures)
         finally:
             self._connections.discard(connection)
-            self._open.release(client[0] if client else None)
 
     def drain(self) -> None:
         """Have each connection close as soon as it owes no answer."""
@@ -158,7 +121,8 @@ class _Connection:
         self.calls: set[AppCall] = set()
         self.uploads: set[AppCall] = set()
         self._server = server
-        self._addresses = {"client": client, "server": server_address}
+        self._client = client
+        self._server_address = server_address
         self._transport = stream
         self._stream = stream
         self._tls: trio.SSLStream[Stream] | None = None
@@ -207,8 +171,14 @@ class _Connection:
                 raise trio.BrokenResourceError("the TLS handshake takes too long") from None
             if tls.selected_alpn_protocol() == "h2":
                 protocol = Http2
-        is_tls = context is not None
-        return protocol(self, self._server.config, self._server.context, ssl=is_tls, **self._addresses)
+        return protocol(
+            self,
+            self._server.config,
+            self._server.context,
+            ssl=context is not None,
+            client=self._client,
+            server=self._server_address,
+        )
 
     # ---- in
 
@@ -325,7 +295,7 @@ class _Connection:
     async def _say_goodbye(self) -> None:
         if self._protocol.is_end_ambiguous and isinstance(self._transport, trio.SocketStream):
             with suppress(OSError):
-                self._transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_WITH_RESET)
+                self._transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             return
         with trio.move_on_after(LINGER_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if self._tls is not None:
@@ -359,9 +329,8 @@ class _Connection:
 
 
 def _join_small(parts: list[bytes]) -> list[bytes]:
-    if len(parts) > 1 and sum(map(len, parts)) <= SEND_BYTES:
-        return [b"".join(parts)]
-    return parts
+    """One part of many, unless one of them is large: that is not copied."""
+    return [b"".join(parts)] if max(map(len, parts), default=0) < SEND_BYTES else parts
 
 
 def _hypercorn_config() -> Config:
@@ -370,23 +339,3 @@ def _hypercorn_config() -> Config:
     config.errorlog = log
     config.include_server_header = False
     return config
-
-
-def _addresses(stream: Stream) -> tuple[Address | None, Address | None]:
-    """The client's and our own, as ASGI has them."""
-    if not isinstance(stream, trio.SocketStream) or stream.socket.family == socket.AF_UNIX:
-        return None, None
-    try:
-        client, server = stream.socket.getpeername(), stream.socket.getsockname()
-    except OSError:
-        return None, None  # the client is gone already
-    return (client[0], client[1]), (server[0], server[1])
-
-
-def _notice_dead_clients(listener: trio.socket.SocketType, after_s: float) -> None:
-    """Have the connections of a listener fail where nothing comes back from the client's host for so long."""
-    with suppress(OSError, AttributeError):  # an option that this system or this kind of socket lacks
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(after_s / 2)))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(after_s / 4)))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after_s * 1000))

@@ -15,6 +15,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup
 
+from stepflow_trio.transports.http.accepting import Address
 from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, answer_headers, json_answer, log
 from stepflow_trio.transports.http.request_limits import Refused, check_head, check_http1_framing, origin_form
 
@@ -46,11 +47,20 @@ class Http1(H11Protocol):
         context: WorkerContext,
         *,
         ssl: bool,
-        client: tuple[str, int] | None,
-        server: tuple[str, int] | None,
+        client: Address | None,
+        server: Address | None,
     ) -> None:
-        rest = (cast("TaskGroup", owner), ConnectionState({}), ssl, client, server, owner.send)
-        super().__init__(cast("AppWrapper", None), config, cast("Any", context), *rest)
+        super().__init__(
+            cast("AppWrapper", None),
+            config,
+            cast("Any", context),
+            cast("TaskGroup", owner),
+            ConnectionState({}),
+            ssl,
+            cast("Any", client),  # for a Unix socket an address has no port
+            cast("Any", server),
+            owner.send,
+        )
         self._owner = owner
         self._http = cast("h11.Connection", self.connection)  # for good: there is no WebSocket here
         self._service = owner.service

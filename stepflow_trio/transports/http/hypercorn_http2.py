@@ -21,6 +21,7 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 
 from stepflow_trio.errors import LocalProtocolError
+from stepflow_trio.transports.http.accepting import Address
 from stepflow_trio.transports.http.hypercorn_call import AppCall, Owner, answer_headers, json_answer, log
 from stepflow_trio.transports.http.request_limits import Refused, check_head
 
@@ -53,11 +54,20 @@ class Http2(H2Protocol):
         context: WorkerContext,
         *,
         ssl: bool,
-        client: tuple[str, int] | None,
-        server: tuple[str, int] | None,
+        client: Address | None,
+        server: Address | None,
     ) -> None:
-        rest = (cast("TaskGroup", owner), ConnectionState({}), ssl, client, server, owner.send)
-        super().__init__(cast("AppWrapper", None), config, cast("Any", context), *rest)
+        super().__init__(
+            cast("AppWrapper", None),
+            config,
+            cast("Any", context),
+            cast("TaskGroup", owner),
+            ConnectionState({}),
+            ssl,
+            cast("Any", client),  # for a Unix socket an address has no port
+            cast("Any", server),
+            owner.send,
+        )
         self._owner = owner
         self._service = owner.service
         codes = h2.settings.SettingCodes
@@ -111,6 +121,7 @@ class Http2(H2Protocol):
         """Nothing waits here."""
 
     async def _handle_events(self, events: Sequence[h2.events.Event]) -> None:
+        widened: set[int | None] = set()
         for event in events:
             if self._owner.is_closing:
                 return
@@ -127,13 +138,16 @@ class Http2(H2Protocol):
                     self._uploads.discard(event.stream_id)
                     await self._forget(event.stream_id)
                 case h2.events.WindowUpdated():
-                    await self._window_updated(event.stream_id)
+                    widened.add(event.stream_id or None)
                 case h2.events.RemoteSettingsChanged():
-                    await self._window_updated(None)
+                    widened.add(None)
                 case h2.events.ConnectionTerminated():
                     await self.send(Closed())  # h2 sends nothing any more behind it
                 case _:
                     pass
+        # Not for each event: one of the whole connection's makes every stream look again.
+        for stream_id in (None,) if None in widened else widened:
+            await self._window_updated(stream_id)
         await self._flush()
 
     async def _take(self, event: h2.events.DataReceived) -> None:
@@ -240,10 +254,7 @@ class Http2(H2Protocol):
         if isinstance(event, stream_events.Response):
             await self._send_head(event)
             return
-        if not isinstance(event, stream_events.Body | stream_events.EndBody):
-            await super().stream_send(event)
-            return
-        # These wait until the client lets them through. What it takes of them moves the deadline.
+        # The rest waits until the client lets it through. What the client takes of it moves the deadline.
         timeout_s = self._service.limits.send_timeout_s
         with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
             self._sending[event.stream_id] = scope
@@ -289,6 +300,7 @@ class Http2(H2Protocol):
             self._sending[stream_id].deadline = trio.current_time() + self._service.limits.send_timeout_s
         if buffer.complete:
             await self._forget_buffer(stream_id)
+            self._stop_upload(stream_id)
             await self._settle()
         await self._flush()
 

@@ -21,11 +21,17 @@ class HttpServerLimits:
     max_body_bytes: int = MAX_FRAME_BYTES
     """A request's body. Over it: 413."""
 
-    max_connections: int = 2048
-    """Open at once. Over it, a new one is closed as soon as it is accepted."""
+    max_receiving_bytes: int = 8 * MAX_FRAME_BYTES
+    """Of bodies that are still coming, of all requests together. Over it: 503."""
 
-    max_connections_per_peer: int = 1024
-    """Open at once from one address."""
+    max_sessions: int = 256
+    """Open at once. Over it: 503."""
+
+    max_connections: int = 16_384
+    """Open at once; each takes a descriptor. Over it, a new one is answered 503 and closed."""
+
+    max_connections_per_peer: int = 16_384
+    """Open at once from one address: as many as the calls of one of our runtimes."""
 
     max_requests_per_connection: int = 10_000
     """Then the answer says ``connection: close``, so that balancers spread their load anew."""
@@ -34,7 +40,7 @@ class HttpServerLimits:
     """A connection between two requests is closed after so long; longer than our own client waits."""
 
     header_timeout_s: float = 10.0
-    """From a request's first byte to the end of its headers."""
+    """From a request's first byte to the end of its headers. Over it: 408."""
 
     body_grace_s: float = 10.0
     """A body may take so long, and the time that it needs at ``min_body_rate``. Over it: 408."""

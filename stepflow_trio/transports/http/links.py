@@ -16,7 +16,7 @@ from stepflow_trio.engine.link import Link
 from stepflow_trio.errors import ConnectionLost, LossReason, RemoteProtocolError
 from stepflow_trio.protocol import codec, dialects
 from stepflow_trio.protocol.sse import escape_non_ascii
-from stepflow_trio.transports.http.bearer import SecretStr
+from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.events import OPENING_TIMEOUT_S, EventStream, Opening
 from stepflow_trio.transports.http.limits import HttpClientLimits
@@ -47,7 +47,7 @@ async def open_http_link(
     sessions: SessionMode = "auto",
     limits: HttpClientLimits | None = None,
     tls: ssl.SSLContext | None = None,
-    bearer: SecretStr | None = None,
+    bearer: SecretStr | BearerTokens | None = None,
     connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
 ) -> AsyncGenerator[HttpLink]:
     """Reach the worker at ``url`` for as long as the block lasts; leaving it closes every connection.
@@ -58,7 +58,7 @@ async def open_http_link(
         sessions: whether to open a session.
         limits: the bounds of the client.
         tls: how to check the server, for ``https``.
-        bearer: the token to authenticate with.
+        bearer: the token to authenticate with; of several, the current one with each request.
         connect: opens a stream to the worker, where that is not a connection to the address in ``url``.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import trio
 
 from stepflow_trio.errors import ConfigError, ConnectFailed, UrlRefused
-from stepflow_trio.transports.http.pool import why_failed
+from stepflow_trio.transports.http.pool import is_own_lack, why_failed
 from stepflow_trio.transports.http.urls import HttpUrl
 
 CONNECT_ADDRESS_S = 3.0
@@ -60,7 +60,7 @@ class OutboundPolicy:
                 raise ConfigError(f"allowed_origins has {str(url)!r}; an origin has no path: {url.origin}")
 
     async def resolve(
-        self, url: HttpUrl | str, *, peer_host: str | None, peer_is_authenticated: bool = False
+        self, url: HttpUrl, *, peer_host: str | None, peer_is_authenticated: bool = False
     ) -> list[str]:
         """The addresses of ``url``, to connect to one of them, and to nothing else.
 
@@ -74,14 +74,9 @@ class OutboundPolicy:
         Cancelling leaves at once; how long a lookup may take is for the caller to bound.
 
         Raises:
-            UrlRefused: this peer may not name it, or it is not written as a URL that can be used.
+            UrlRefused: this peer may not name it.
             ConnectFailed: its host has no address.
         """
-        if isinstance(url, str):
-            try:
-                url = HttpUrl.parse(url)
-            except ConfigError as exc:
-                raise UrlRefused("", exc.message) from exc
         allowed = {HttpUrl.parse(origin).origin for origin in self.allowed_origins}
         if allowed and url.origin not in allowed:
             raise UrlRefused(url.origin, "it is none of the allowed_origins")
@@ -106,6 +101,7 @@ class OutboundPolicy:
             ConnectFailed: its host has no address, or none of them accepts.
         """
         failures: list[str] = []
+        is_local = True
         for address in await self.resolve(
             url, peer_host=peer_host, peer_is_authenticated=peer_is_authenticated
         ):
@@ -113,10 +109,11 @@ class OutboundPolicy:
                 with trio.fail_after(CONNECT_ADDRESS_S):
                     return await trio.open_tcp_stream(address, url.port)
             except (OSError, trio.TooSlowError) as exc:
+                is_local = is_local and is_own_lack(exc)
                 failures.append(
                     f"{address}: {why_failed(exc) if isinstance(exc, OSError) else 'it is silent'}"
                 )
-        raise ConnectFailed(url.origin, "; ".join(failures))
+        raise ConnectFailed(url.origin, "; ".join(failures), is_local=is_local)
 
 
 def reach_of(address: _Address) -> Reach:

@@ -32,6 +32,7 @@ CLOSE_WITHIN_S = 1.0
 _LEFTOVER_EVENTS = 8
 """So many pieces of an answer that nobody read are dropped if they have arrived, to keep the connection."""
 
+_OWN_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 _STREAM_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 AnswerEvent: TypeAlias = h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage
@@ -401,6 +402,16 @@ def why_failed(exc: BaseException) -> str:
         each = cast("ExceptionGroup[Exception]", cause).exceptions
         return ", ".join(dict.fromkeys(map(why_failed, each)))
     return str(exc) or type(exc).__name__
+
+
+def is_own_lack(exc: BaseException) -> bool:
+    """Whether there was no connection because this machine has no descriptor, memory or port left for it."""
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return exc.errno in _OWN_LACKS
+    cause = exc.__cause__
+    if isinstance(cause, ExceptionGroup):  # as above: a server that refuses at one address is known to do so
+        return all(map(is_own_lack, cast("ExceptionGroup[Exception]", cause).exceptions))
+    return isinstance(cause, OSError) and is_own_lack(cause)
 
 
 def _is_framed_twice(response: h11.Response) -> bool:

@@ -15,12 +15,10 @@ from typing import NoReturn, TypeAlias
 import trio
 
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConfigError, LocalProtocolError
+from stepflow_trio.errors import ConfigError
 from stepflow_trio.transports.http.asgi import AsgiApp, Receive, Scope, Send
 from stepflow_trio.transports.http.bearer import BearerTokens
-
-DEFAULT_PORTS = {"http": 80, "https": 443}
-"""Of a URL, and of a Host header, that names none."""
+from stepflow_trio.transports.http.urls import DEFAULT_PORTS
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """What this machine calls itself: no page from elsewhere has one of these names."""
@@ -82,23 +80,16 @@ def guard(app: AsgiApp, security: HttpSecurity) -> AsgiApp:
     - 403: a web page whose origin is not allowed, or a request that a page of another site caused.
     - 401: no token, or one that is not valid, where tokens are asked for.
 
-    WebSockets are closed, and the server's life span is answered, without ``app``.
+    What is no HTTP request (ASGI scopes of another type than ``http``) is passed on as it is, unguarded.
     """
     refusal_of = _Rules(security).refusal_of
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            refusal = refusal_of(scope)
-            if refusal is None:
-                await app(scope, receive, send)
-            else:
-                await _refuse(refusal, receive, send)
-        elif scope["type"] == "lifespan":
-            await _answer_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "there are no WebSockets here"})
+        refusal = refusal_of(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await app(scope, receive, send)
         else:
-            raise LocalProtocolError(f"an ASGI scope of type {scope['type']!r} is not known")
+            await _refuse(refusal, receive, send)
 
     return guarded
 
@@ -272,14 +263,6 @@ async def _discard_body(receive: Receive) -> None:
         pass
 
 
-async def _answer_lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """The PEM files with which a server speaks TLS. They are read when the server starts."""
@@ -358,9 +341,7 @@ def _use_certificate(context: ssl.SSLContext, certificate: Path, private_key: Pa
 
 def _refuse_passphrase(private_key: Path) -> NoReturn:
     # Without this OpenSSL would ask for it on the terminal.
-    raise ConfigError(
-        "the private key is encrypted; a server needs one without a passphrase", str(private_key)
-    )
+    raise ConfigError("the private key is encrypted; write one without a passphrase", str(private_key))
 
 
 def _trust(context: ssl.SSLContext, ca: Path) -> None:

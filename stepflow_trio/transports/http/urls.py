@@ -9,8 +9,13 @@ from typing import Literal
 
 from stepflow_trio.errors import ConfigError
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""Of a URL, and of a Host header, that names none."""
+
+REQUEST_TARGET = re.compile(r"/[!-~]*")
+"""A path from its first slash on, with a query or without, percent-encoded."""
+
 _SHOWN_CHARS = 200
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<query>\?[^#]*)?(?P<fragment>#.*)?",
     re.IGNORECASE,
@@ -51,7 +56,7 @@ class HttpUrl:
         if parts is None:
             raise _invalid(text, "it does not begin with http:// or https://")
         scheme = parts["scheme"].lower()
-        if scheme not in _DEFAULT_PORTS:
+        if scheme not in DEFAULT_PORTS:
             raise _invalid(text, "only http and https can be used")
         if "@" in parts["authority"]:
             raise _invalid(text, "it has a user name before the host, which is not used; give a bearer token")
@@ -63,7 +68,7 @@ class HttpUrl:
         return cls(
             scheme="https" if scheme == "https" else "http",
             host=_host(text, place["host"].lower()),
-            port=_port(text, place["port"], _DEFAULT_PORTS[scheme]),
+            port=_port(text, place["port"], DEFAULT_PORTS[scheme]),
             path=parts["path"] or "/",
         )
 
@@ -76,7 +81,7 @@ class HttpUrl:
     def authority(self) -> str:
         """Host and port as a ``Host`` header has them: the port only where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
@@ -127,7 +132,7 @@ def _shown(text: str) -> str:
     before, has_user, shown = text.rpartition("@")
     if has_user:
         scheme = before.partition("://")[0]
-        shown = f"{scheme}://…@{shown}" if scheme.lower() in _DEFAULT_PORTS else f"…@{shown}"
+        shown = f"{scheme}://…@{shown}" if scheme.lower() in DEFAULT_PORTS else f"…@{shown}"
     shown, has_query, _ = shown.partition("?")
     shown += "?…" if has_query else ""
     return shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"

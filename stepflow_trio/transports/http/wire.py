@@ -15,7 +15,13 @@ RECEIVE_BYTES = 64 * 2**10
 SEND_BYTES = 64 * 2**10
 """Given at once to a stream that does not tell what it has taken: one that takes it slowly is seen to."""
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+LINGER_S = 2.0
+LINGER_BYTES = 2**20
+"""Behind the last answer so much is read and thrown away, for so long, unless the client closes before: to
+close over unread bytes resets the connection, and a reset can take the answer away from the client."""
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""A value of ``SO_LINGER``: closing drops what the client has not taken."""
 
 
 class Wire:
@@ -112,5 +118,5 @@ class Wire:
         """Close now, dropping what the client has not taken: it sees a reset, which no end can be."""
         if isinstance(self._stream, trio.SocketStream) and not self._closed:
             with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         await self.close()

@@ -43,6 +43,17 @@ async def open_memory_host(
             server.cancel()
 
 
+@asynccontextmanager
+async def memory_client(server: MemoryServer, *, lockstep: bool = False) -> AsyncGenerator[RawClient]:
+    """A connection to it; with ``lockstep`` one without buffers, so that a send ends when all is received."""
+    listener = server.listener
+    client = RawClient(listener.connect_lockstep() if lockstep else listener.connect())
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
 async def ask(client: RawClient, body: bytes = b"healthy") -> Response:
     """One exchange of a healthy client with an application that echoes."""
     with trio.fail_after(HEALTHY_S):

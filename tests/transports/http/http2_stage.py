@@ -39,7 +39,9 @@ INITIAL_WINDOW_BYTES = 2**16 - 1
 
 def make_certificate(path: Path) -> TlsFiles:
     """A self-signed certificate for ``localhost``, in files below ``path``."""
-    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 30 -subj /CN=localhost"
+    command = (
+        "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:P-256 -days 30 -subj /CN=localhost"
+    )
     files = ["-keyout", "server.key", "-out", "server.pem", "-addext", "subjectAltName=DNS:localhost"]
     subprocess.run([*command.split(), *files], cwd=path, check=True, capture_output=True)
     return TlsFiles(certificate=path / "server.pem", private_key=path / "server.key")
@@ -53,7 +55,7 @@ def client_tls(tls: TlsFiles, *alpn: str) -> ssl.SSLContext:
     return context
 
 
-class StreamReset(Exception):  # noqa: N818 - the test tools name what happened
+class StreamReset(Exception):
     """The server has reset a stream."""
 
     def __init__(self, code: int, received: bytes) -> None:
@@ -62,7 +64,7 @@ class StreamReset(Exception):  # noqa: N818 - the test tools name what happened
         self.received = received
 
 
-class ConnectionEnded(Exception):  # noqa: N818 - likewise
+class ConnectionEnded(Exception):
     """The server has closed the connection."""
 
 
@@ -236,7 +238,9 @@ class Http2Client:
                 if self._takes_bodies and frame.data:
                     size = len(frame.data)
                     return [WindowUpdateFrame(each, window_increment=size) for each in (0, frame.stream_id)]
-            case RstStreamFrame() if answer.reset is None:  # others say that what came meanwhile came too late
+            case RstStreamFrame() if (
+                answer.reset is None
+            ):  # others say that what came meanwhile came too late
                 answer.reset = frame.error_code
             case GoAwayFrame():
                 self.goaway = frame
@@ -271,10 +275,12 @@ class TlsServer(MemoryServer):
         await stream.do_handshake()
         return stream
 
-    async def connect(self, *, settings: dict[int, int] | None = None, takes_bodies: bool = True) -> Http2Client:
+    async def connect(
+        self, *, settings: dict[int, int] | None = None, takes_bodies: bool = True
+    ) -> Http2Client:
         """A connection on which HTTP/2 has begun."""
         client = Http2Client(await self.connect_tls("h2"), takes_bodies=takes_bodies)
-        await client.open(settings)
+        await client.open()
         return client
 
 
@@ -287,7 +293,11 @@ async def open_tls_server(
     async with trio.open_nursery() as nursery:
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
-            rest: dict[str, Any] = {"limits": limits or HttpServerLimits(), "tls": tls, "task_status": task_status}
+            rest: dict[str, Any] = {
+                "limits": limits or HttpServerLimits(),
+                "tls": tls,
+                "task_status": task_status,
+            }
             await server.run(serve_hypercorn, app, [server.listener], **rest)
 
         await nursery.start(run)

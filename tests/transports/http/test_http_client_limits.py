@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -141,6 +142,45 @@ async def test_why_there_is_no_connection_is_said(exc: Exception, why: str) -> N
         assert str(caught.value) == f"cannot connect to http://worker.test:8000: {why}"
         assert caught.value.__cause__ is exc
         assert client.open_connections == 0
+
+
+def all_failed(*reasons: Exception) -> OSError:
+    """What trio raises where a name has several addresses."""
+    exc = OSError("all attempts to connect failed")
+    exc.__cause__ = ExceptionGroup("all attempts to connect failed", reasons)
+    return exc
+
+
+OUT_OF_FILES = OSError(errno.EMFILE, "Too many open files")
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("exc", "is_local"),
+    [
+        (OUT_OF_FILES, True),
+        (OSError(errno.ENFILE, "Too many open files in system"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOBUFS, "No buffer space available"), True),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), True),
+        (all_failed(OUT_OF_FILES), True),
+        (all_failed(OUT_OF_FILES, OUT_OF_FILES), True),
+        (all_failed(REFUSED, OUT_OF_FILES), False),
+        (REFUSED, False),
+        (OSError("no address"), False),
+        (trio.BrokenResourceError("gone"), False),
+    ],
+    ids=repr,
+)
+async def test_that_this_machine_had_no_connection_to_make_is_said(exc: Exception, is_local: bool) -> None:
+    async def connect() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        raise exc
+
+    async with open_http_client(URL, connect=connect) as client:
+        with pytest.raises(ConnectFailed) as caught:
+            await post(client)
+    assert caught.value.is_local is is_local
 
 
 async def test_an_error_of_this_library_s_in_connecting_passes_through() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 import ssl
 import subprocess
@@ -80,6 +82,25 @@ async def test_a_port_at_which_nobody_listens_is_a_failed_connection() -> None:
                 await post(client)
         assert str(caught.value) == f"cannot connect to {url}: Connection refused"
         assert (caught.value.origin, caught.value.reason) == (url, LossReason.STREAM_ERROR)
+
+
+async def test_a_process_that_is_out_of_descriptors_says_so() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with listening(answering(answer())) as port, open_http_client(f"http://127.0.0.1:{port}") as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free_number(), limits[1]))
+        try:
+            with pytest.raises(ConnectFailed, match="Too many open files") as caught:
+                await post(client)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert caught.value.is_local
+        assert await post(client) == (200, b"ok")
+
+
+def next_free_number() -> int:
+    number = os.dup(0)
+    os.close(number)
+    return number
 
 
 async def test_a_name_that_nobody_has_is_a_failed_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from asgi_client import post, request
 from worker_stage import EXTENSIONS, Stage, execute
 
 from stepflow_trio.engine import Limits
+from stepflow_trio.transports.http.asgi import Message
 from stepflow_trio.transports.http.limits import HttpServerLimits
 
 
@@ -244,6 +245,36 @@ async def test_other_paths_and_methods_are_refused(
     assert response.headers.get(b"allow") == allow
 
 
+async def test_a_websocket_is_closed_at_once() -> None:
+    sent: list[Message] = []
+
+    async def never() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    await Stage().endpoint({"type": "websocket", "headers": []}, never, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+async def test_the_life_span_is_answered() -> None:
+    events = iter(["lifespan.startup", "lifespan.shutdown"])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await trio.lowlevel.checkpoint()
+        return {"type": next(events)}
+
+    async def send(message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    await Stage().endpoint({"type": "lifespan"}, receive, send)
+    assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+
+
 # ---- the client goes away ---------------------------------------------------------------------------
 
 
@@ -317,6 +348,69 @@ async def test_over_the_limit_a_request_is_503_with_a_time_to_come_back() -> Non
     assert (await post(stage.endpoint, execute("/add", a=1, b=2)))[0] == 200
 
 
+async def test_bodies_that_are_still_coming_have_one_bound_together() -> None:
+    stage = Stage(http_limits=HttpServerLimits(max_body_bytes=500, max_receiving_bytes=1000))
+
+    async def upload(task_status: trio.TaskStatus[None]) -> None:
+        """All but the end of a body of 400 bytes, and 503 or the wait for more."""
+        parts = iter([b" " * 200, b" " * 200])
+
+        async def receive() -> Message:
+            await trio.lowlevel.checkpoint()
+            part = next(parts, None)
+            if part is None:
+                task_status.started()
+                await stage.release.wait()
+                return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": part, "more_body": True}
+
+        async def send(message: Message) -> None:
+            await trio.lowlevel.checkpoint()
+            if message["type"] == "http.response.start":
+                statuses.append((message["status"], dict(message["headers"]).get(b"retry-after")))
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        await stage.endpoint(scope, receive, send)
+
+    statuses: list[tuple[int, bytes | None]] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            await nursery.start(upload)
+        status, answer = await post(stage.endpoint, b" " * 300, pieces=2)
+        assert (status, answer["error"]["code"]) == (503, -32304)
+        # What comes at once waits for nothing, and takes no room.
+        assert (await post(stage.endpoint, execute("/add", a=1, b=2)))[0] == 200
+        stage.release.set()
+    assert sorted(statuses) == [(400, None), (400, None), (503, b"1")]
+    assert (await post(stage.endpoint, execute("/add", a=1, b=2), pieces=3))[0] == 200
+
+
+async def test_an_upload_that_ends_halfway_gives_its_room_back() -> None:
+    stage = Stage(http_limits=HttpServerLimits(max_body_bytes=500, max_receiving_bytes=500))
+    for _ in range(3):
+        parts: list[Message] = [
+            {"type": "http.request", "body": b" " * 300, "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive(parts: list[Message] = parts) -> Message:
+            await trio.lowlevel.checkpoint()
+            return parts.pop(0)
+
+        async def send(message: Message) -> None:
+            raise AssertionError(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+        await stage.endpoint(scope, receive, send)
+    assert (await post(stage.endpoint, b" " * 300, pieces=2))[0] == 400
+
+
 async def test_a_stopping_endpoint_finishes_what_is_in_flight_and_its_callbacks() -> None:
     stage = Stage()
     async with request(stage.endpoint, "POST", body=execute("/ask", text="x")) as response:
@@ -333,7 +427,9 @@ async def test_a_silent_event_stream_gets_a_comment_every_heartbeat(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     stage = Stage(http_limits=HttpServerLimits(heartbeat_s=15))
-    async with request(stage.endpoint, "POST", body=execute("/ask", text="x")) as response:
+    async with request(
+        stage.endpoint, "POST", body=execute("/ask", text="x"), headers=EXTENSIONS
+    ) as response:
         assert (await response.next_chunk()).startswith(b"data: ")
         began = trio.current_time()
         assert [await response.next_chunk() for _ in range(3)] == [b": ping\n\n"] * 3
@@ -344,7 +440,9 @@ async def test_without_a_heartbeat_a_silent_event_stream_stays_silent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     stage = Stage(http_limits=HttpServerLimits(heartbeat_s=0))
-    async with request(stage.endpoint, "POST", body=execute("/ask", text="x")) as response:
+    async with request(
+        stage.endpoint, "POST", body=execute("/ask", text="x"), headers=EXTENSIONS
+    ) as response:
         await response.next_chunk()
         with trio.move_on_after(1000) as patience:
             await response.next_chunk()

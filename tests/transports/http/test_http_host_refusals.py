@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
-from http_stage import echo, open_server, part, read_body, start
+import trio.testing
+from http_stage import echo, memory_client, open_memory_server, open_server, part, read_body, start
 from raw_http import CutShort, RawClient, chunked, connected, request
 
+from stepflow_trio.transports.http.accepting import MAX_TURNED_AWAY
 from stepflow_trio.transports.http.asgi import Receive, Scope, Send
 from stepflow_trio.transports.http.limits import HttpServerLimits
 
@@ -280,6 +283,10 @@ async def test_connections_are_bounded(host: str) -> None:
                     await client.send(request("POST", body=b"in"))
                     assert (await client.response()).body == b"in"
                 async with connected(server.port) as third:
+                    await third.send(request("POST", "Expect: 100-continue", body=b"x" * 10_000))
+                    refused = await third.response()
+                    assert (refused.status, refused.closes) == (503, True)
+                    assert refused.headers[b"retry-after"] == b"1"
                     assert await third.is_closed()
                 for client in (first, second):
                     await client.send(request("POST", body=b"still in"))
@@ -287,11 +294,41 @@ async def test_connections_are_bounded(host: str) -> None:
             while True:
                 async with connected(server.port) as client:
                     await client.send_while_possible(request("POST", body=b"in now"))
-                    try:
-                        assert (await client.response()).body == b"in now"
+                    response = await client.response()
+                    if response.status == 200:
+                        assert response.body == b"in now"
                         break
-                    except CutShort:
-                        pass  # the server has not noticed yet that the others left
+                    # The server has not noticed yet that the others left.
+
+
+async def test_whoever_is_over_the_bound_and_says_nothing_is_closed_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    limits = HttpServerLimits(max_connections=1)
+    async with open_memory_server(echo, limits) as server, memory_client(server) as first:
+        await first.send(request("POST", body=b"in"))
+        assert (await first.response()).body == b"in"
+        async with memory_client(server) as second:
+            assert await second.is_closed()
+        assert trio.current_time() < 2
+
+
+async def test_of_those_over_the_bound_not_all_are_told_why(autojump_clock: trio.testing.MockClock) -> None:
+    limits = HttpServerLimits(max_connections=1)
+    async with (
+        open_memory_server(echo, limits) as server,
+        memory_client(server) as first,
+        AsyncExitStack() as others,
+    ):
+        await first.send(request("POST", body=b"in"))
+        assert (await first.response()).body == b"in"
+        over: list[RawClient] = []
+        for _ in range(100):
+            over.append(await others.enter_async_context(memory_client(server)))
+            await trio.testing.wait_all_tasks_blocked()
+        for number, client in enumerate(reversed(over)):
+            assert await client.is_closed()
+            assert (trio.current_time() > 0) == (number >= 100 - MAX_TURNED_AWAY)
 
 
 async def test_a_healthy_client_is_served_beside_hostile_ones(

@@ -97,6 +97,11 @@ def pings_and_settings(client: Http2Client) -> list[Frame]:
     return [PingFrame(0, b"12345678"), SettingsFrame(0, settings={4: 1})] * 1000
 
 
+def windows_of_a_hundred_streams(client: Http2Client) -> list[Frame]:
+    heads: list[Frame] = [client.head(request_head("POST", "/"), end=False) for _ in range(99)]
+    return heads + [WindowUpdateFrame(0, window_increment=1)] * 3000
+
+
 def a_window_over_its_bound(client: Http2Client) -> list[Frame]:
     return [WindowUpdateFrame(0, window_increment=2**31 - 1)] * 2
 
@@ -121,6 +126,7 @@ ATTACKS: list[Callable[[Http2Client], list[Frame]]] = [
     a_thousand_priorities,
     a_stream_that_depends_on_itself,
     pings_and_settings,
+    windows_of_a_hundred_streams,
     a_window_over_its_bound,
     an_hpack_bomb,
     settings_of_nonsense,

@@ -16,7 +16,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepflow_trio.errors import ConfigError, LocalProtocolError
+from stepflow_trio.errors import ConfigError
 from stepflow_trio.transports.http.asgi import AsgiApp, Message, Receive, Scope, Send
 from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.security import HttpSecurity, _Rules, guard
@@ -489,33 +489,17 @@ async def never(*_: object) -> Any:
     raise AssertionError("this must not be called")
 
 
-async def test_a_websocket_is_closed_at_once() -> None:
-    sent: list[Message] = []
+@pytest.mark.parametrize("kind", ["websocket", "lifespan", "gopher"])
+async def test_what_is_no_http_request_is_the_applications_matter(kind: str) -> None:
+    calls: list[tuple[Any, ...]] = []
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+    async def app(*call: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        calls.append(call)
 
-    await guard(never, HttpSecurity())({"type": "websocket", "headers": []}, never, send)
-    assert [message["type"] for message in sent] == ["websocket.close"]
-
-
-async def test_the_life_span_is_answered() -> None:
-    events = iter(["lifespan.startup", "lifespan.shutdown"])
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": next(events)}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await guard(never, HttpSecurity())({"type": "lifespan"}, receive, send)
-    assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
-
-
-async def test_an_unknown_scope_is_the_callers_mistake() -> None:
-    with pytest.raises(LocalProtocolError, match="'gopher'"):
-        await guard(never, HttpSecurity())({"type": "gopher"}, never, never)
+    scope = {"type": kind}
+    await guard(app, HttpSecurity(bearer=BearerTokens(OLD_TOKEN)))(scope, never, never)
+    assert calls == [(scope, never, never)]
 
 
 # ---- configuration ----------------------------------------------------------------------------------

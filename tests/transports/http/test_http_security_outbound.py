@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -100,7 +101,7 @@ async def test_link_local_and_metadata_addresses_are_refused_to_everybody(
     policy = policy or OutboundPolicy(allowed_origins=[f"http://{host}"])
     for peer_host in (LOOPBACK, PRIVATE, PUBLIC, None):
         with pytest.raises(UrlRefused, match="is link-local, or no host at all"):
-            await policy.resolve(url, peer_host=peer_host, peer_is_authenticated=True)
+            await policy.resolve(HttpUrl.parse(url), peer_host=peer_host, peer_is_authenticated=True)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,13 @@ async def test_link_local_and_metadata_addresses_are_refused_to_everybody(
 async def test_this_machine_is_named_only_by_peers_on_it(host: str, no_names: Names) -> None:
     policy = OutboundPolicy()
     for peer_host in (LOOPBACK, "127.0.0.9", "::1", "::ffff:127.0.0.1"):
-        [found] = await policy.resolve(f"http://{host}:8080/", peer_host=peer_host)
+        [found] = await policy.resolve(HttpUrl.parse(f"http://{host}:8080/"), peer_host=peer_host)
         assert reach_of(ipaddress.ip_address(found)) is Reach.LOOPBACK
     for peer_host in (PRIVATE, *STRANGERS):
         for is_known in (True, False):
             with pytest.raises(UrlRefused, match=r"this machine itself.* allowed_origins"):
                 await policy.resolve(
-                    f"http://{host}:8080/", peer_host=peer_host, peer_is_authenticated=is_known
+                    HttpUrl.parse(f"http://{host}:8080/"), peer_host=peer_host, peer_is_authenticated=is_known
                 )
 
 
@@ -149,11 +150,11 @@ async def test_private_networks_are_named_by_peers_in_one_and_by_those_that_are_
     policy = OutboundPolicy()
     url = f"http://{host}/"
     for peer_host in (LOOPBACK, "::1", PRIVATE, "fd00::7"):
-        assert await policy.resolve(url, peer_host=peer_host)
+        assert await policy.resolve(HttpUrl.parse(url), peer_host=peer_host)
     for peer_host in STRANGERS:
-        assert await policy.resolve(url, peer_host=peer_host, peer_is_authenticated=True)
+        assert await policy.resolve(HttpUrl.parse(url), peer_host=peer_host, peer_is_authenticated=True)
         with pytest.raises(UrlRefused, match="in a private network"):
-            await policy.resolve(url, peer_host=peer_host)
+            await policy.resolve(HttpUrl.parse(url), peer_host=peer_host)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ async def test_private_networks_are_named_by_peers_in_one_and_by_those_that_are_
 )
 async def test_public_addresses_are_named_by_everybody(host: str, no_names: Names) -> None:
     for peer_host in (LOOPBACK, PRIVATE, *STRANGERS):
-        [found] = await OutboundPolicy().resolve(f"https://{host}/blobs", peer_host=peer_host)
+        [found] = await OutboundPolicy().resolve(HttpUrl.parse(f"https://{host}/blobs"), peer_host=peer_host)
         assert found == host.strip("[]")
 
 
@@ -226,13 +227,9 @@ def test_every_address_has_one_reach_and_its_mapped_form_the_same(address: Any) 
         "data:,x",
     ],
 )
-async def test_a_url_that_others_could_read_otherwise_is_refused_before_anything_is_looked_up(
-    url: str, no_names: Names
-) -> None:
-    with pytest.raises(UrlRefused, match="cannot be used as a URL") as caught:
-        await OutboundPolicy().resolve(url, peer_host=LOOPBACK)
-    assert not caught.value.origin
-    assert not no_names.asked
+def test_a_url_that_others_could_read_otherwise_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used as a URL") as caught:
+        HttpUrl.parse(url)
     assert "canary" not in str(caught.value)
 
 
@@ -243,11 +240,11 @@ async def test_a_name_is_looked_up_once_and_what_was_looked_at_is_what_is_connec
     names = Names(blobs_example=[[PUBLIC], ["169.254.169.254"], ["127.0.0.1"]])
     trio.socket.set_custom_hostname_resolver(names)
     policy = OutboundPolicy()
-    assert await policy.resolve("http://blobs.example/", peer_host=PUBLIC) == [PUBLIC]
+    assert await policy.resolve(HttpUrl.parse("http://blobs.example/"), peer_host=PUBLIC) == [PUBLIC]
     assert names.asked == ["blobs.example"]
     for why in ("169.254.169.254 is link-local", "127.0.0.1 is this machine itself"):
         with pytest.raises(UrlRefused, match=why) as caught:
-            await policy.resolve("http://blobs.example/", peer_host=PUBLIC)
+            await policy.resolve(HttpUrl.parse("http://blobs.example/"), peer_host=PUBLIC)
         assert caught.value.origin == "http://blobs.example"
 
 
@@ -264,32 +261,36 @@ async def test_a_name_is_looked_up_once_and_what_was_looked_at_is_what_is_connec
 async def test_a_name_of_which_one_address_is_refused_is_refused(addresses: list[str]) -> None:
     trio.socket.set_custom_hostname_resolver(Names(blobs_example=[addresses]))
     with pytest.raises(UrlRefused):
-        await OutboundPolicy().resolve("http://blobs.example/", peer_host=PUBLIC)
+        await OutboundPolicy().resolve(HttpUrl.parse("http://blobs.example/"), peer_host=PUBLIC)
 
 
 async def test_a_name_with_several_addresses_gives_each_once_in_the_resolvers_order() -> None:
     addresses = ["2600::1", "203.0.113.9", "203.0.113.7"]
     trio.socket.set_custom_hostname_resolver(Names(blobs_example=[addresses]))
-    assert await OutboundPolicy().resolve("http://blobs.example/", peer_host=PUBLIC) == addresses
+    assert (
+        await OutboundPolicy().resolve(HttpUrl.parse("http://blobs.example/"), peer_host=PUBLIC) == addresses
+    )
 
 
 async def test_a_name_without_an_address_is_a_failure_to_connect(no_names: Names) -> None:
     for name in ("unknown.example", "localhost"):
         with pytest.raises(ConnectFailed, match="Name or service not known") as caught:
-            await OutboundPolicy().resolve(f"http://{name}:7837/blobs", peer_host=LOOPBACK)
+            await OutboundPolicy().resolve(HttpUrl.parse(f"http://{name}:7837/blobs"), peer_host=LOOPBACK)
         assert caught.value.origin == f"http://{name}:7837"
 
 
 async def test_localhost_is_what_it_resolves_to() -> None:
     trio.socket.set_custom_hostname_resolver(Names(localhost=[["127.0.0.1", "::1"], ["127.0.0.1", "::1"]]))
     url = "http://localhost:7837/"
-    assert await OutboundPolicy().resolve(url, peer_host=LOOPBACK) == ["127.0.0.1", "::1"]
+    assert await OutboundPolicy().resolve(HttpUrl.parse(url), peer_host=LOOPBACK) == ["127.0.0.1", "::1"]
     with pytest.raises(UrlRefused):
-        await OutboundPolicy().resolve(url, peer_host=PRIVATE, peer_is_authenticated=True)
+        await OutboundPolicy().resolve(HttpUrl.parse(url), peer_host=PRIVATE, peer_is_authenticated=True)
 
 
 async def test_the_systems_resolver_is_asked() -> None:
-    assert "127.0.0.1" in await OutboundPolicy().resolve("http://localhost:7837/", peer_host=LOOPBACK)
+    assert "127.0.0.1" in await OutboundPolicy().resolve(
+        HttpUrl.parse("http://localhost:7837/"), peer_host=LOOPBACK
+    )
 
 
 async def test_cancelling_leaves_a_lookup_at_once(autojump_clock: trio.testing.MockClock) -> None:
@@ -300,7 +301,7 @@ async def test_cancelling_leaves_a_lookup_at_once(autojump_clock: trio.testing.M
     trio.socket.set_custom_hostname_resolver(Slow())
     began = trio.current_time()
     with trio.move_on_after(3) as scope:
-        await OutboundPolicy().resolve("http://blobs.example/", peer_host=LOOPBACK)
+        await OutboundPolicy().resolve(HttpUrl.parse("http://blobs.example/"), peer_host=LOOPBACK)
     assert scope.cancelled_caught
     assert trio.current_time() - began == 3
 
@@ -338,6 +339,26 @@ async def test_addresses_of_which_none_accepts_are_each_named(
         await OutboundPolicy().connect(HttpUrl.parse("http://blobs.example/"), peer_host=LOOPBACK)
     assert caught.value.why == f"127.0.0.1: Connection refused; {PUBLIC}: it is silent"
     assert trio.current_time() - began == 3
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+async def test_that_this_machine_had_no_connection_to_make_is_said(
+    is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EMFILE if is_local else errno.ECONNREFUSED, "no"),
+    ]
+
+    async def open_tcp_stream(host: str, port: int) -> trio.SocketStream:
+        await trio.lowlevel.checkpoint()
+        raise failures.pop(0)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", open_tcp_stream)
+    trio.socket.set_custom_hostname_resolver(Names(blobs_example=[["127.0.0.1", PUBLIC]]))
+    with pytest.raises(ConnectFailed) as caught:
+        await OutboundPolicy().connect(HttpUrl.parse("http://blobs.example/"), peer_host=LOOPBACK)
+    assert caught.value.is_local is is_local
 
 
 async def test_a_client_that_connects_so_requests_what_is_allowed_and_nothing_else() -> None:
@@ -379,8 +400,10 @@ async def test_what_the_operator_allows_is_requested_whoever_names_it_and_nothin
     names = Names(blobs_internal=[["127.0.0.1"]] * 2, blobs_example=[[PUBLIC]])
     trio.socket.set_custom_hostname_resolver(names)
     policy = OutboundPolicy(allowed_origins=["http://127.0.0.1:7837", "https://Blobs.Internal:443/"])
-    assert await policy.resolve("http://127.0.0.1:7837/api/v1/blobs", peer_host=None) == ["127.0.0.1"]
-    assert await policy.resolve("https://blobs.internal/x", peer_host=PUBLIC) == ["127.0.0.1"]
+    assert await policy.resolve(HttpUrl.parse("http://127.0.0.1:7837/api/v1/blobs"), peer_host=None) == [
+        "127.0.0.1"
+    ]
+    assert await policy.resolve(HttpUrl.parse("https://blobs.internal/x"), peer_host=PUBLIC) == ["127.0.0.1"]
     for url in (
         "http://127.0.0.1:7838/",
         "https://127.0.0.1:7837/",
@@ -390,7 +413,7 @@ async def test_what_the_operator_allows_is_requested_whoever_names_it_and_nothin
         "http://blobs.example/",
     ):
         with pytest.raises(UrlRefused, match="none of the allowed_origins"):
-            await policy.resolve(url, peer_host=LOOPBACK, peer_is_authenticated=True)
+            await policy.resolve(HttpUrl.parse(url), peer_host=LOOPBACK, peer_is_authenticated=True)
     assert names.asked == ["blobs.internal"], "a name that is not allowed was looked up"
 
 

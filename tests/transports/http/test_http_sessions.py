@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 import trio
 import trio.testing
 from asgi_client import Response, post, request
+from http_stage import open_server
+from raw_http import connected
+from raw_http import request as raw_request
 from worker_stage import Stage, execute
 
 from stepflow_trio.engine import Limits
+from stepflow_trio.transports.http.asgi import Receive, Scope, Send
 from stepflow_trio.transports.http.limits import HttpServerLimits
 
 NDJSON = {b"content-type": b"application/x-ndjson"}
@@ -49,6 +54,7 @@ async def test_the_first_event_says_where_to_post_and_what_is_understood() -> No
     assert opening["endpoint"].startswith("/?sessionId=")
     assert "batch" in opening["extensions"]
     assert opening["heartbeatS"] == 15
+    assert opening["maxPostBytes"] == HttpServerLimits().max_body_bytes
 
 
 async def test_a_request_is_answered_in_the_response_and_its_callbacks_come_on_the_stream() -> None:
@@ -130,9 +136,9 @@ async def test_when_the_stream_closes_everything_in_the_session_is_cancelled(as_
         async with trio.open_nursery() as nursery:
 
             async def ask(target: str) -> None:
-                async with request(stage.endpoint, "POST", target, execute("/wait")) as response:
-                    await response.ended.wait()
-                    assert not response.is_complete
+                status, answer = await post(stage.endpoint, execute("/wait", 7), target)
+                assert (status, answer["id"]) == (404, 7)
+                assert "the session is over" in answer["error"]["message"]
 
             async with session(stage) as (stream, target):
                 if as_lines:
@@ -147,6 +153,36 @@ async def test_when_the_stream_closes_everything_in_the_session_is_cancelled(as_
             assert (await post(stage.endpoint, execute("/add", a=1, b=2), target))[0] == 404
         stage.release.set()
         assert (await other.json())["result"] == {"output": "other"}
+
+
+async def test_what_a_closing_session_was_asked_is_answered_and_no_error_is_logged(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+    async with open_server(host, stage.endpoint) as server, connected(server.port) as poster:
+        async with connected(server.port) as streamer:
+            await streamer.send(raw_request("GET", "/runtime/events"))
+            await streamer.head()
+            opening = await streamer.chunk()
+            query = opening.partition(b"?")[2].partition(b'"')[0].decode()
+            body = json.dumps(execute("/wait")).encode()
+            await poster.send(raw_request("POST", f"/?{query}", "Content-Type: application/json", body=body))
+            await stage.started.wait()
+        assert (await poster.response()).status == 404
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
+async def test_a_host_that_logs_a_request_keeps_the_id_of_its_session_to_itself(
+    host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with open_server(host, silent) as server, connected(server.port) as client:
+        await client.send(raw_request("GET", "/path?sessionId=0123456789abcdef"))
+        assert (await client.response()).status == 500
+    assert "GET /path" in caplog.text
+    assert "0123456789abcdef" not in caplog.text
 
 
 @pytest.mark.parametrize("query", ["sessionId=nope", "sessionId=", "other=1", "sessionId=a&sessionId=b"])
@@ -215,6 +251,51 @@ async def test_a_stopping_endpoint_gives_a_session_drain_s_at_most(
         await stage.endpoint.wait_idle()
         assert trio.current_time() - began == pytest.approx(7)
         assert stage.log == ["cancelled"]
+
+
+async def test_a_stopping_endpoint_lets_a_session_s_single_requests_finish_too() -> None:
+    stage = Stage()
+    async with (
+        session(stage) as (stream, target),
+        request(stage.endpoint, "POST", target, execute("/ask", 5, text="x")) as response,
+    ):
+        callback = await stream.next_message()
+        stage.endpoint.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        answer = {"jsonrpc": "2.0", "id": callback["id"], "result": {"blob_id": "b" * 64}}
+        assert await post(stage.endpoint, answer, target) == (202, None)
+        assert (await response.json())["result"] == {"output": "b" * 64}
+        assert await stream.next_event() is None
+        assert stream.is_complete
+    await stage.endpoint.wait_idle()
+
+
+async def test_a_single_request_of_a_session_that_takes_longer_than_drain_s_is_cancelled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stage = Stage(limits=Limits(drain_s=7))
+    async with session(stage) as (_, target), trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            assert (await post(stage.endpoint, execute("/wait"), target))[0] == 404
+
+        nursery.start_soon(ask)
+        await stage.started.wait()
+        began = trio.current_time()
+        await stage.endpoint.drain()
+        assert trio.current_time() - began == pytest.approx(7)
+        assert stage.log == ["cancelled"]
+
+
+async def test_no_more_sessions_are_open_than_may_be() -> None:
+    stage = Stage(http_limits=HttpServerLimits(max_sessions=1))
+    async with session(stage):
+        async with request(stage.endpoint, "GET", "/runtime/events") as response:
+            answer = await response.json()
+        assert (response.status, response.headers[b"retry-after"]) == (503, b"1")
+        assert answer["error"]["code"] == -32304
+    async with session(stage):
+        pass
 
 
 async def test_a_session_is_refused_while_the_endpoint_stops() -> None:

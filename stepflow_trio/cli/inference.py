@@ -1,0 +1,140 @@
+"""``stepflow-trio infer``: a flow with the schemas that follow from its components."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stepflow_trio.cli.configuration import read_configuration
+from stepflow_trio.cli.exits import FAILED, MISUSED, Unusable, complain
+from stepflow_trio.cli.plain_text import count
+from stepflow_trio.cli.standard_output import write_stdout
+from stepflow_trio.cli.type_checking import check_flow_types
+from stepflow_trio.cli.validation import diagnostics_json
+from stepflow_trio.errors import FlowInvalid, StepflowError
+from stepflow_trio.flows.inference import infer_schemas
+from stepflow_trio.flows.reader import examine_flow_file
+from stepflow_trio.flows.type_check import TypeCheck
+from stepflow_trio.flows.types import shown
+
+BESIDE_THE_FLOW = ""
+"""As an output: ``<flow>.inferred.<suffix>``."""
+
+
+def infer_flow(
+    flow_path: str,
+    config_path: str | None,
+    *,
+    output: str | None,
+    show_step_inputs: bool,
+    strict: bool,
+    as_json: bool,
+) -> int:
+    """Check a flow's types, write it with the schemas that it does not declare, and return the exit code.
+
+    Args:
+        flow_path: the flow.
+        config_path: its configuration, if not the one that is found.
+        output: the file to write; None: stdout.
+        show_step_inputs: say on stderr what each step is given and takes.
+        strict: warn of what cannot be checked.
+        as_json: write one object, the diagnostics in it, instead of the flow; as JSON.
+
+    Raises:
+        FlowInvalid: the flow is wrong, types apart; nothing was started.
+        ConfigError: the configuration cannot be used.
+        Unusable: the output cannot be written where it is to go.
+        StepflowError: it could not be written.
+        Interrupted: a signal came while workers were asked; no worker is left.
+    """
+    target = _target(flow_path, output)
+    reading = examine_flow_file(flow_path)
+    flow = reading.runnable_flow()
+    if reading.source is None:
+        raise FlowInvalid(reading.diagnostics)
+    config = read_configuration(config_path, beside=Path(flow_path))
+    for warning in config.warnings:
+        complain(warning)
+    checked = check_flow_types(flow, reading.source, config, strict=strict)
+    inference = infer_schemas(flow, checked.types)
+    found = [*checked.diagnostics, *map(reading.source.diagnostic, inference.conflicts)]
+    completed = msgspec.structs.replace(flow, schemas=inference.schemas).to_json()
+    if as_json:
+        value: dict[str, Any] = {
+            "flow": completed,
+            **diagnostics_json(found),
+            "unavailable": checked.problems,
+        }
+        if show_step_inputs:
+            value["stepInputs"] = _step_inputs(checked.types)
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    else:
+        is_json = (target or Path(flow_path)).suffix.lower() == ".json"
+        text = _json_text(completed) if is_json else _yaml_text(completed)
+        for diagnostic in found:
+            complain(str(diagnostic))
+        if show_step_inputs:
+            for step_id, types in _step_inputs(checked.types).items():
+                complain(f"{step_id}: given {types['given']}, takes {types['taken']}")
+    for problem in checked.problems:
+        complain(f"warning: {problem}")
+    _write(text, target)
+    errors = sum(diagnostic.level != "warning" for diagnostic in found)
+    if target is not None:
+        complain(f"{target} written: {count(errors, 'error')}")
+    return MISUSED if errors else FAILED if checked.problems else 0
+
+
+def _target(flow_path: str, output: str | None) -> Path | None:
+    if output is None:
+        return None
+    flow = Path(flow_path)
+    target = (
+        Path(output) if output != BESIDE_THE_FLOW else flow.with_suffix(f".inferred{flow.suffix or '.yaml'}")
+    )
+    if target.exists() and flow.exists() and target.samefile(flow):
+        raise Unusable(f"{target}: error: is the flow itself, whose comments would be lost")
+    if target.is_dir():
+        raise Unusable(f"{target}: error: is a directory; --output names a file")
+    return target
+
+
+def _step_inputs(types: TypeCheck) -> dict[str, dict[str, str]]:
+    return {
+        step_id: {"given": shown(step.given, types.pool), "taken": shown(step.taken, types.pool)}
+        for step_id, step in types.steps.items()
+    }
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _yaml_text(value: Any) -> str:
+    """YAML 1.2 that reads back as ``value``."""
+    from ruamel.yaml import YAML  # here: a flow in JSON needs none
+
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.allow_unicode = True
+    yaml.width = 100
+    yaml.representer.ignore_aliases = lambda _: True  # pyright: ignore[reportUnknownLambdaType]: any value
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()
+
+
+def _write(text: str, target: Path | None) -> None:
+    data = text.encode("utf-8", "backslashreplace")
+    if target is None:
+        write_stdout(data)
+        return
+    try:
+        target.write_bytes(data)
+    except OSError as exc:
+        raise StepflowError(f"{target} cannot be written: {exc.strerror}") from exc

@@ -1,0 +1,124 @@
+"""How the steps of a run stand, out of what is on record of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from stepflow_trio.errors import ErrorCode
+from stepflow_trio.flows.model import Flow, UseDefault
+from stepflow_trio.flows.plan import StepStatus
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.runtime.stores import RecordedEvent
+
+INTERRUPTED = Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the step was cancelled while it was executed"))
+"""What a step came to that was at work when its run was cancelled."""
+
+_WORST_FIRST = (
+    StepStatus.FAILED,
+    StepStatus.RUNNING,
+    StepStatus.RUNNABLE,
+    StepStatus.BLOCKED,
+    StepStatus.SKIPPED,
+    StepStatus.COMPLETED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """How one step of one item stands."""
+
+    step_id: str
+    component: str | None
+    status: StepStatus
+    attempts: int = 0
+    """How often it was begun; 0 also where it ended without: its input could not be evaluated."""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    result: FlowResult | None = None
+    """What it came to, its default applied; None also where the store keeps that no longer."""
+
+
+def step_records(
+    events: Iterable[RecordedEvent], *, is_over: bool, flow: Flow | None = None
+) -> dict[str, StepRecord]:
+    """How the steps of one item stand by what happened in it, in the order in which they began.
+
+    Args:
+        events: what happened in the item, in order.
+        is_over: nothing further happens in it.
+        flow: what it runs, to know the defaults of failed steps.
+    """
+    defaults: dict[str, UseDefault] = {}
+    if flow is not None:
+        defaults = {s.id: s.on_error for s in flow.steps if isinstance(s.on_error, UseDefault)}
+    begun: dict[str, RecordedEvent] = {}
+    attempts: dict[str, int] = {}
+    ended: dict[str, RecordedEvent] = {}
+    for event in events:
+        if event.step_id is None:
+            continue
+        if event.kind == "stepStarted":
+            begun.setdefault(event.step_id, event)
+            attempts[event.step_id] = event.attempt or 1
+        elif event.kind == "stepEnded":
+            ended[event.step_id] = event
+    return {
+        step_id: _record(
+            step_id,
+            begun.get(step_id),
+            ended.get(step_id),
+            attempts=attempts.get(step_id, 0),
+            default=defaults.get(step_id),
+            is_over=is_over,
+        )
+        for step_id in {**begun, **ended}
+    }
+
+
+def all_step_records(flow: Flow, events: Iterable[RecordedEvent], *, is_over: bool) -> dict[str, StepRecord]:
+    """How every step of one item stands, in the order of the flow."""
+    known = step_records(events, is_over=is_over, flow=flow)
+    status = StepStatus.SKIPPED if is_over else StepStatus.BLOCKED
+    return {
+        step.id: known.get(step.id) or StepRecord(step_id=step.id, component=step.component, status=status)
+        for step in flow.steps
+    }
+
+
+def worst_status(statuses: Iterable[StepStatus]) -> StepStatus:
+    """Of a step's statuses in several items the one that says most about what is wrong or to be done."""
+    return min(statuses, key=_WORST_FIRST.index)
+
+
+def _record(
+    step_id: str,
+    begun: RecordedEvent | None,
+    ended: RecordedEvent | None,
+    *,
+    attempts: int,
+    default: UseDefault | None,
+    is_over: bool,
+) -> StepRecord:
+    component = None if begun is None else begun.component
+    started_at = None if begun is None else begun.at
+    result: FlowResult | None
+    if ended is not None:
+        result, ended_at = ended.result, ended.at
+        status = StepStatus.COMPLETED if ended.status == "completed" else StepStatus.FAILED
+        if status is StepStatus.FAILED and default is not None:
+            result, status = Success(default.value), StepStatus.COMPLETED
+    elif is_over:
+        result, status, ended_at = INTERRUPTED, StepStatus.FAILED, None
+    else:
+        result, status, ended_at = None, StepStatus.RUNNING, None
+    return StepRecord(
+        step_id=step_id,
+        component=component,
+        status=status,
+        attempts=attempts,
+        started_at=started_at,
+        ended_at=ended_at,
+        result=result,
+    )

@@ -1,0 +1,66 @@
+"""The flows that a runtime keeps, by their ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepflow_trio.errors import BlobNotFound, FlowNotFound, RpcError, StateConflict
+from stepflow_trio.flows.model import Flow, flow_id
+from stepflow_trio.flows.reader import examine_flow_json
+from stepflow_trio.protocol import blobs, codec
+from stepflow_trio.runtime.callbacks import load_blob
+from stepflow_trio.runtime.runs import Runs
+from stepflow_trio.runtime.stores import BlobStore
+
+
+class StoredFlows:
+    """Flows by their ids; :attr:`Runtime.flows`."""
+
+    def __init__(self, store: BlobStore, runs: Runs) -> None:
+        self._store = store
+        self._runs = runs
+
+    async def put(self, flow: Flow) -> str:
+        """Store a flow and return its id."""
+        await self._store.put(codec.encode_json(flow.to_json()), blobs.FLOW)
+        return flow_id(flow)
+
+    async def get(self, id_: str) -> Flow:
+        """Read a flow. It may have errors, with which it cannot be run.
+
+        Raises:
+            FlowNotFound: there is none, or what is stored under this id is no flow.
+            RpcError: −32202, what is stored is not what the id stands for.
+        """
+        data: Any = None
+        if blobs.normalize_blob_id(id_) is not None:
+            try:
+                data, _ = await load_blob(self._store, id_)
+            except RpcError as exc:
+                if not isinstance(exc.__cause__, BlobNotFound):
+                    raise
+        flow = examine_flow_json(data).flow if isinstance(data, dict) else None
+        if flow is None:
+            raise FlowNotFound(id_[:80])
+        return flow
+
+    async def list_ids(self, *, limit: int, offset: int = 0) -> tuple[list[str], int]:
+        """The ids of a page of the flows, the latest first, and how many flows there are."""
+        return await self._store.list_ids(blobs.FLOW, limit=limit, offset=offset)
+
+    async def delete(self, id_: str) -> None:
+        """Remove a flow. Runs of it that are over stay.
+
+        Raises:
+            FlowNotFound: there is none.
+            StateConflict: a run of it is at work.
+        """
+        await self.get(id_)
+        bare = blobs.normalize_blob_id(id_) or id_
+        if self._runs.is_flow_at_work(bare):
+            raise StateConflict(f"a run of flow {bare} is at work: cancel it, or wait until it is over")
+        if (await self._store.get(bare)).blob_type != blobs.FLOW:
+            # Stored as data, of which somebody else may hold the id.
+            raise FlowNotFound(bare)
+        if not await self._store.delete(bare):
+            raise FlowNotFound(bare)
