@@ -178,6 +178,7 @@ class RemoteAccess:
         self._config = config
         self._capabilities = capabilities
         self._bearer = config.bearer
+        self._instances: set[bytes] = set()
         self._tls: ssl.SSLContext | None = None
 
     async def check_health(self, url: HttpUrl) -> None:
@@ -200,6 +201,7 @@ class RemoteAccess:
             limits=LINK_LIMITS,
             tls=self._tls_context(),
             bearer=self._tokens(),
+            instances=self._instances,
         )
 
     def _tokens(self) -> BearerTokens | None:

@@ -49,6 +49,7 @@ async def open_http_link(
     tls: ssl.SSLContext | None = None,
     bearer: SecretStr | BearerTokens | None = None,
     connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
+    instances: set[bytes] | None = None,
 ) -> AsyncGenerator[HttpLink]:
     """Reach the worker at ``url`` for as long as the block lasts; leaving it closes every connection.
 
@@ -60,6 +61,8 @@ async def open_http_link(
         tls: how to check the server, for ``https``.
         bearer: the token to authenticate with; of several, the current one with each request.
         connect: opens a stream to the worker, where that is not a connection to the address in ``url``.
+        instances: the worker's instances that are known, to which others are added; one that is not among
+            them makes the link suspect, for it was not initialized.
 
     Raises:
         ConnectionLost: the worker cannot be reached; only where a session is tried.
@@ -92,7 +95,7 @@ async def open_http_link(
                         ) as link:
                             yield link
                     return
-        async with _open_post_link(client, short_client, path, headers, limits, None) as link:
+        async with _open_post_link(client, short_client, path, headers, limits, None, instances) as link:
             yield link
 
 
@@ -132,6 +135,7 @@ async def _open_post_link(
     headers: Headers,
     limits: HttpClientLimits,
     stream: EventStream | None,
+    instances: set[bytes] | None = None,
 ) -> AsyncGenerator[PostLink]:
     with one_exception():
         async with trio.open_nursery() as nursery:
@@ -143,6 +147,7 @@ async def _open_post_link(
                 nursery=nursery,
                 max_event_bytes=limits.max_event_bytes,
                 has_session=stream is not None,
+                instances=instances,
             )
             if stream is not None:
                 nursery.start_soon(_carry, stream, link)

@@ -54,6 +54,7 @@ async def open_link(
     sessions: SessionMode = "never",
     limits: HttpClientLimits | None = None,
     url: str = "http://worker.test",
+    instances: set[bytes] | None = None,
 ) -> AsyncGenerator[tuple[HttpLink, Server]]:
     capabilities = dialects.write_capabilities()
     with one_exception():
@@ -65,6 +66,7 @@ async def open_link(
                 sessions=sessions,
                 limits=limits,
                 connect=server.connect,
+                instances=instances,
             ) as link:
                 yield link, server
             nursery.cancel_scope.cancel()

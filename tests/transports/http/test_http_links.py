@@ -772,3 +772,25 @@ async def test_opening_a_session_takes_no_longer_than_its_deadline(
         async with open_link(silent, "auto"):
             pytest.fail("it was accepted")
     assert trio.current_time() - began == pytest.approx(OPENING_TIMEOUT_S)
+
+
+async def test_only_an_instance_that_was_never_met_makes_a_link_suspect() -> None:
+    stages = [Stage(instance_id="one"), Stage(instance_id="two")]
+    turn = 0
+
+    async def balanced(scope: Scope, receive: Receive, send: Send) -> None:
+        named = dict(scope["headers"]).get(b"stepflow-instance-id")
+        chosen = stages[turn % 2] if named is None else stages[named == b"two"]
+        await chosen.endpoint(scope, receive, send)
+
+    instances: set[bytes] = set()
+    for expected in (True, False):
+        async with (
+            open_link(balanced, instances=instances) as (link, _),
+            open_connection(link, offered(), role=Role.RUNTIME) as connection,
+        ):
+            await connection.notify("initialized", {})
+            for turn in range(4):  # noqa: B007 — the balancer looks at it
+                await execute(connection, "/ask", text="x")
+            assert link.is_suspect == expected
+    assert instances == {b"one", b"two"}
