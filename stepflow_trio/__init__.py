@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from stepflow_trio.runtime import Runtime as Runtime
     from stepflow_trio.runtime import open_runtime as open_runtime
     from stepflow_trio.transports.http.bearer import BearerTokens as BearerTokens
+    from stepflow_trio.transports.http.bearer import SecretStr as SecretStr
     from stepflow_trio.transports.http.limits import HttpClientLimits as HttpClientLimits
     from stepflow_trio.transports.http.limits import HttpServerLimits as HttpServerLimits
     from stepflow_trio.transports.http.links import open_http_link as open_http_link
     from stepflow_trio.transports.http.outbound_urls import OutboundPolicy as OutboundPolicy
     from stepflow_trio.transports.http.security import HttpSecurity as HttpSecurity
     from stepflow_trio.transports.http.security import TlsFiles as TlsFiles
+    from stepflow_trio.transports.http.security import client_ssl_context as client_ssl_context
     from stepflow_trio.transports.memory import memory_link_pair as memory_link_pair
     from stepflow_trio.worker import Context as Context
     from stepflow_trio.worker import Worker as Worker
@@ -66,15 +68,17 @@ _ROOMS = {
     "flows.model": "Fail Retry UseDefault",
     "protocol.peer": "Role",
     "runtime": "Run Runtime open_runtime",
-    "transports.http.bearer": "BearerTokens",
+    "transports.http.bearer": "BearerTokens SecretStr",
     "transports.http.limits": "HttpClientLimits HttpServerLimits",
     "transports.http.links": "open_http_link",
     "transports.http.outbound_urls": "OutboundPolicy",
-    "transports.http.security": "HttpSecurity TlsFiles",
+    "transports.http.security": "HttpSecurity TlsFiles client_ssl_context",
     "transports.memory": "memory_link_pair",
     "worker": "Context Worker",
 }
 _ROOM_OF = {name: f"stepflow_trio.{room}" for room, names in _ROOMS.items() for name in names.split()}
+
+__all__ = list(_ROOM_OF)  # pyright: ignore[reportUnsupportedDunderAll]: it reads the imports above instead
 
 
 def __getattr__(name: str) -> object:

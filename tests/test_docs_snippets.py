@@ -29,9 +29,17 @@ from stepflow_trio.worker.worker import MAX_THREADS
 ROOT = Path(__file__).parent.parent
 PAGES = [
     Page(ROOT / "docs" / name)
-    for name in ("flows.md", "configuration.md", "workers.md", "embedding.md", "http.md", "building.md")
+    for name in (
+        "flows.md",
+        "configuration.md",
+        "workers.md",
+        "embedding.md",
+        "http.md",
+        "building.md",
+        "rest.md",
+    )
 ]
-FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP, _ = PAGES
+FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP, *_ = PAGES
 ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "PATH": "/bin", "STEPFLOW_PYTHON": "python"}
 
 EXAMPLE = re.compile(
@@ -152,10 +160,7 @@ def test_the_names_of_configuration_files_are_those_looked_for() -> None:
 def test_the_table_of_events_is_what_there_is() -> None:
     rows = re.findall(r"^\| `([A-Z]\w+)` \| ([^|]*) \|", EMBEDDING.text, re.M)
     said = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in rows}
-    known = {
-        kind.__name__: {field.name for field in dataclasses.fields(kind)}
-        for kind in typing.get_args(events.Event)
-    }
+    known = {kind.__name__: set(kind.__struct_fields__) for kind in typing.get_args(events.Event)}
     assert said == known
 
 

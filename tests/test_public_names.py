@@ -34,6 +34,12 @@ def test_every_public_name_can_be_had_and_is_documented(name: str) -> None:
     assert name in dir(stepflow_trio)
 
 
+def test_everything_public_can_be_imported_at_once() -> None:
+    names: dict[str, object] = {}
+    exec("from stepflow_trio import *", names)  # noqa: S102 — only a module may say so
+    assert names.keys() - {"__builtins__"} == names_for_type_checkers().keys()
+
+
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Wroker'"):
         stepflow_trio.Wroker  # noqa: B018 — reading it is the test

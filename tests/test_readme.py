@@ -63,7 +63,12 @@ def test_every_command_of_the_table_exists() -> None:
 
     named = set(re.findall(r"^\| `stepflow-trio ([a-z-]+)", README, re.MULTILINE))
     assert named == set(commands.commands)
-    options = {name for command in commands.commands.values() for p in command.params for name in p.opts}
+    options = {
+        name
+        for command in commands.commands.values()
+        for p in command.params
+        for name in (*p.opts, *p.secondary_opts)
+    }
     assert (
         set(re.findall(r"`[^`]*?(--[a-z]+(?:-[a-z]+)*)", README.partition("## The command line")[2]))
         <= options

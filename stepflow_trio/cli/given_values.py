@@ -61,7 +61,7 @@ def read_value(path: str, *, stdin_format: Format = "json") -> Any:
         FlowInvalid: there is no value in it.
     """
     if path == STDIN:
-        return read_text_value(_read_stdin(), name="<stdin>", format=stdin_format)
+        return read_text_value(read_stdin(), name="<stdin>", format=stdin_format)
     is_json = path.lower().endswith(".json")
     return read_text_value(_read_file(path), name=path, format="json" if is_json else "yaml")
 
@@ -75,7 +75,7 @@ def read_json_lines(path: str) -> dict[int, Any]:
         Unusable: the file cannot be read.
         FlowInvalid: a line is not a JSON value.
     """
-    text = _read_stdin() if path == STDIN else _read_file(path)
+    text = read_stdin() if path == STDIN else _read_file(path)
     name = "<stdin>" if path == STDIN else path
     return {
         number: read_text_value(line, name=name, format="json", line=number)
@@ -104,7 +104,12 @@ def _read_file(path: str) -> bytes:
         raise Unusable(f"{path}: error: the file cannot be read: {why}") from exc
 
 
-def _read_stdin() -> bytes:
+def read_stdin() -> bytes:
+    """All of stdin.
+
+    Raises:
+        Unusable: it cannot be read.
+    """
     if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
         raise Unusable("<stdin>: error: stdin is closed")
     try:

@@ -18,6 +18,7 @@ from stepflow_trio.cli.validation import diagnostics_json
 from stepflow_trio.errors import FlowInvalid, StepflowError
 from stepflow_trio.flows.inference import infer_schemas
 from stepflow_trio.flows.reader import examine_flow_file
+from stepflow_trio.flows.source import read_source
 from stepflow_trio.flows.type_check import TypeCheck
 from stepflow_trio.flows.types import shown
 
@@ -73,8 +74,7 @@ def infer_flow(
             value["stepInputs"] = _step_inputs(checked.types)
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     else:
-        is_json = (target or Path(flow_path)).suffix.lower() == ".json"
-        text = _json_text(completed) if is_json else _yaml_text(completed)
+        text = flow_text(completed, suffix=(target or Path(flow_path)).suffix)
         for diagnostic in found:
             complain(str(diagnostic))
         if show_step_inputs:
@@ -110,18 +110,26 @@ def _step_inputs(types: TypeCheck) -> dict[str, dict[str, str]]:
     }
 
 
-def _json_text(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def flow_text(flow: Any, *, suffix: str) -> str:
+    """A flow as JSON for the suffix ``.json``, as YAML 1.2 for any other; it reads back as it was."""
+    if suffix.lower() == ".json":
+        return json.dumps(flow, indent=2, ensure_ascii=False) + "\n"
+    text = _yaml_text(flow, in_ascii=False)
+    try:
+        reads_back = json.dumps(read_source(text, name="written.yaml").value) == json.dumps(flow)
+    except FlowInvalid:
+        reads_back = False
+    # The emitter writes some control characters as they are, which changes them or cannot be read.
+    return text if reads_back else _yaml_text(flow, in_ascii=True)
 
 
-def _yaml_text(value: Any) -> str:
-    """YAML 1.2 that reads back as ``value``."""
+def _yaml_text(value: Any, *, in_ascii: bool) -> str:
     from ruamel.yaml import YAML  # here: a flow in JSON needs none
 
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
-    yaml.allow_unicode = True
+    yaml.allow_unicode = not in_ascii
     yaml.width = 100
     yaml.representer.ignore_aliases = lambda _: True  # pyright: ignore[reportUnknownLambdaType]: any value
     text = StringIO()

@@ -15,6 +15,7 @@ from stepflow_trio.cli.given_values import (
     STDIN,
     Format,
     read_json_lines,
+    read_stdin,
     read_text_value,
     read_value,
     require_object,
@@ -29,6 +30,8 @@ from stepflow_trio.runtime.config import Config
 
 _NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCRIPTION)
 """Warnings that ``validate`` gives, and that nobody wants at every run."""
+
+_NO_INPUT = "There is no input: give --input, --input-json or --input-yaml, or pipe it in."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +110,7 @@ class _Given:
         readers = [f"--{name}" for name in ("input", "inputs", "variables") if given.get(name) == STDIN]
         if input_option is None:
             if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdin is None when closed at the start
-                raise click.UsageError(
-                    "There is no input: give --input, --input-json or --input-yaml, or pipe it in."
-                )
+                raise click.UsageError(_NO_INPUT)
             given["input"] = STDIN
             readers.insert(0, "the input")
         if len(readers) > 1:
@@ -118,6 +119,7 @@ class _Given:
             raise click.UsageError("--stdin-format is for an input from stdin, which this command has not.")
 
         self.options = given
+        self._is_input_implied = input_option is None
         self._variables_option = variables_option
 
     def read(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ class _Given:
         option = self._variables_option
         variables: Any = _given_value(given, "variables", stdin_format) if option else {}
         return {
-            "inputs": list(lines.values()) if is_batch else [_given_value(given, "input", stdin_format)],
+            "inputs": list(lines.values()) if is_batch else [self._input(stdin_format)],
             "is_batch": is_batch,
             "input_lines": list(lines),
             "variables": require_object(variables, what=_written(option or "variables")),
@@ -138,6 +140,15 @@ class _Given:
             "output": output,
             "quiet": bool(given.get("quiet")),
         }
+
+    def _input(self, stdin_format: Format) -> Any:
+        if self._is_input_implied:
+            # Whoever redirects stdin from /dev/null, as services do, has given nothing.
+            text = read_stdin()
+            if not text.strip():
+                raise click.UsageError(_NO_INPUT)
+            return read_text_value(text, name="<stdin>", format=stdin_format)
+        return _given_value(self.options, "input", stdin_format)
 
 
 def _given_value(given: dict[str, Any], name: str, stdin_format: Format) -> Any:

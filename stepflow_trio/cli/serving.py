@@ -26,6 +26,7 @@ from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.hosting import open_http_host
 from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.security import HttpSecurity
+from stepflow_trio.worker.process import allow_many_descriptors
 
 
 def serve_configured(
@@ -46,6 +47,7 @@ def serve_configured(
             the server, and neither a token is asked for nor anything says that this is meant.
         BindFailed: it cannot listen there.
     """
+    allow_many_descriptors()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     config = read_configuration(config_path, beside=Path())
     for warning in config.warnings:

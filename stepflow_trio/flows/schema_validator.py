@@ -10,8 +10,8 @@ __all__ = ["compiled", "schema_fault"]
 def compiled(schema: Any) -> Any:
     """A validator of jsonschema-rs for a document, of the draft that its ``$schema`` names.
 
-    Raises `ValueError`, most often jsonschema-rs's own ``ValidationError``, for what is no JSON Schema and for
-    references that lead out of it.
+    Raises `ValueError`, most often jsonschema-rs's own ``ValidationError``, for what is no JSON Schema, and
+    for references that lead out of it.
     """
     # Imported here: a flow without schemas does not need it, and a worker reads no flows.
     import jsonschema_rs

@@ -28,7 +28,7 @@ _FOUND_IN_ANY_FLOW = range(3000, 3100)
 
 
 def literal_flows(flow: Flow) -> Iterator[tuple[JsonPath, Any]]:
-    """The flows that are written out in the inputs of a flow's steps, each with its path."""
+    """The flows that are written out as members of the inputs of a flow's steps, each with its path."""
     for position, step in enumerate(flow.steps):
         field = _FLOW_FIELD.get(step.component)
         if field is None:
@@ -67,7 +67,7 @@ def _members(expression: Expression) -> Iterator[tuple[str, Expression]]:
     match expression:
         case ObjectOf(keys=keys, values=values):
             yield from zip(keys, values, strict=True)
-        case Constant(value=value) | Literal(value=value) if isinstance(value, dict):
+        case Constant(value=value) if isinstance(value, dict):
             for name, member in cast("dict[str, Any]", value).items():
                 yield name, Constant(member)
         case _:

@@ -149,7 +149,8 @@ class _Comparison:
         if not fits or all(fit.fits is Fits.ALL for fit in fits):
             return ALL_FIT
         if all(fit.fits is Fits.NONE for fit in fits):
-            return joined(Fits.NONE, fits)
+            why = self._all_of_other_types(found, sup) if len(fits) > 1 else ""
+            return none_fits(path, why) if why else joined(Fits.NONE, fits)
         bad = [fit for fit in fits if fit.fits in (Fits.NONE, Fits.NOT_ALL)]
         if not bad:
             if not any(alternative.is_described for alternative in found):
@@ -161,6 +162,24 @@ class _Comparison:
         if len(fits) > 1:
             bad = [Fit(fit.fits, tuple(as_possible(p, path) for p in fit.problems)) for fit in bad]
         return joined(Fits.NOT_ALL, bad)
+
+    def _all_of_other_types(self, found: Sequence[Alternative], sup: Any) -> str:
+        """Why nothing fits, where that is because of its type; the empty string otherwise."""
+        seen: set[str] = set()
+        while isinstance(sup, dict):
+            keywords = cast("dict[str, Any]", sup)
+            ref: object = keywords.get("$ref")
+            if "type" in keywords:
+                allowed = types_of(keywords)
+                types = {each.type for each in found}
+                if any(name in allowed or (name == "integer" and "number" in allowed) for name in types):
+                    return ""
+                return f"is {types_in_words(types)}, where {types_in_words(allowed)} fits"
+            if not isinstance(ref, str) or ref in seen:
+                return ""
+            seen.add(ref)
+            sup = self._pool.target(ref)
+        return ""
 
     def _alternative(self, sub: Alternative, sup: Any, path: JsonPath) -> Fit:
         """How the values of one alternative fit."""

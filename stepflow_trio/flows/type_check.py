@@ -201,7 +201,9 @@ class _Checker:
                 data = {"step_id": step.id, "component": step.component}
                 kind = DiagnosticKind.UNTYPED_COMPONENT_OUTPUT
                 self._report(kind, f"{message}: {fault}", (*at, "component"), "", data)
-            self._gathered[id(schema)] = None if fault else self._pool.gather(SchemaDocument(schema))
+            gathered = None if fault else self._pool.gather(SchemaDocument(schema))
+            # What takes or returns anything says as little as what says nothing.
+            self._gathered[id(schema)] = gathered if gathered != {} else None
         return self._gathered[id(schema)]
 
     def _report_misfit(

@@ -286,7 +286,8 @@ def _array_of(elements: Iterable[Any]) -> Any:
 
 
 def _object_of(members: dict[str, Any]) -> Any:
-    properties = {name: {} if each is ANYTHING else each for name, each in members.items()}
+    anything: Any = {}
+    properties = {name: anything if each is ANYTHING else each for name, each in members.items()}
     return {"type": "object", "properties": properties, "required": list(members)}
 
 

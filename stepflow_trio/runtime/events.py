@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from msgspec import Struct
+
 from stepflow_trio.flows.results import FlowError, FlowResult
 
+# They are not the garbage collector's matter (`gc=False`): what they hold is JSON, which never refers back to
+# them, and it would walk through a history of millions of them again and again.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted:
+
+class RunStarted(Struct, frozen=True, kw_only=True, gc=False):
     """A run was accepted, with one item for each input."""
 
     run_id: str
@@ -37,8 +40,7 @@ class RunStarted:
         return len(self.inputs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStarted:
+class StepStarted(Struct, frozen=True, kw_only=True, gc=False):
     """A step is about to be executed, for the ``attempt``-th time."""
 
     run_id: str
@@ -49,8 +51,7 @@ class StepStarted:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepProgressed:
+class StepProgressed(Struct, frozen=True, kw_only=True, gc=False):
     """A worker said how far a step is. Never recorded."""
 
     run_id: str
@@ -59,8 +60,7 @@ class StepProgressed:
     message: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRetrying:
+class StepRetrying(Struct, frozen=True, kw_only=True, gc=False):
     """An attempt failed with ``error``; the next one follows after ``delay_s`` seconds."""
 
     run_id: str
@@ -72,8 +72,7 @@ class StepRetrying:
     error: FlowError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepEnded:
+class StepEnded(Struct, frozen=True, kw_only=True, gc=False):
     """A step has its final result, or failed without being executed: its input could not be evaluated."""
 
     run_id: str
@@ -83,8 +82,7 @@ class StepEnded:
     result: FlowResult
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemEnded:
+class ItemEnded(Struct, frozen=True, kw_only=True, gc=False):
     """An item has its result."""
 
     run_id: str
@@ -93,8 +91,7 @@ class ItemEnded:
     result: FlowResult
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunEnded:
+class RunEnded(Struct, frozen=True, kw_only=True, gc=False):
     """A run is over: ``completed``, ``failed`` or ``cancelled``."""
 
     run_id: str
@@ -102,24 +99,21 @@ class RunEnded:
     status: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStarted:
+class WorkerStarted(Struct, frozen=True, kw_only=True, gc=False):
     """A plugin's worker was initialized. ``pid`` is None for one that is not a process started here."""
 
     plugin: str
     pid: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLine:
+class WorkerLine(Struct, frozen=True, kw_only=True, gc=False):
     """A worker's process wrote a line to stderr, or, if it speaks HTTP, to stdout."""
 
     plugin: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerEnded:
+class WorkerEnded(Struct, frozen=True, kw_only=True, gc=False):
     """A plugin's worker is gone, or could not be started; ``detail`` says why."""
 
     plugin: str

@@ -14,6 +14,7 @@ from stepflow_trio.errors import RpcError
 from stepflow_trio.flows.model import Flow, Retry
 from stepflow_trio.flows.plan import Plan, ReadyStep
 from stepflow_trio.flows.results import Failed, FlowResult, Success
+from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.protocol.payloads import Observability
 from stepflow_trio.runtime.events import RunEvent, StepEnded, StepRetrying, StepStarted
 from stepflow_trio.runtime.plugins import FailureKind, Plugin, StepFailure, failure_from
@@ -57,9 +58,10 @@ class Executor:
         trace_id: str,
         item_index: int,
         variables: Mapping[str, Any],
+        schemas: FlowSchemas,
         deadline: float,
     ) -> FlowResult:
-        """Run the flow once. Cancelling it cancels every step that runs."""
+        """Run the flow once, its steps' outputs held to ``schemas``. Cancelling it cancels every step."""
         item = _Item(
             self,
             flow,
@@ -68,6 +70,7 @@ class Executor:
             flow_id=flow_id,
             trace_id=trace_id,
             index=item_index,
+            schemas=schemas,
             deadline=deadline,
         )
         return await item.execute()
@@ -91,7 +94,11 @@ class Executor:
                 )
             )
             try:
-                return Success(await self._attempt(item, ready, attempt))
+                output = await self._attempt(item, ready, attempt)
+                misfit = item.schemas.check_step_output(step.id, output)
+                if misfit is not None:
+                    raise StepFailure(misfit, FailureKind.COMPONENT)
+                return Success(output)
             except StepFailure as failure:
                 if failure.kind is FailureKind.TRANSPORT and transport_budget > 0:
                     transport_budget -= 1
@@ -156,6 +163,7 @@ class _Item:
         flow_id: str,
         trace_id: str,
         index: int,
+        schemas: FlowSchemas,
         deadline: float,
     ) -> None:
         self._executor = executor
@@ -166,6 +174,7 @@ class _Item:
         self.flow_id = flow_id
         self.trace_id = trace_id
         self.index = index
+        self.schemas = schemas
         self.deadline = deadline
 
     def span_id(self, step_id: str) -> str:

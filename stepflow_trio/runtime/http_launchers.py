@@ -12,7 +12,7 @@ import trio
 
 from stepflow_trio.engine import Limits
 from stepflow_trio.engine.ending import one_exception
-from stepflow_trio.errors import ConnectionLost, LossReason, SpawnFailed, StepflowError
+from stepflow_trio.errors import ConnectionLost, LossReason, SpawnFailed, StepflowError, WorkerExited
 from stepflow_trio.runtime.events import Observer, WorkerLine
 from stepflow_trio.runtime.launchers import EXIT_NOTICE_S, never
 from stepflow_trio.runtime.plugin_config import (
@@ -25,6 +25,7 @@ from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.links import HttpLink, open_http_link
+from stepflow_trio.transports.http.post_link import shown_answer
 from stepflow_trio.transports.http.security import client_ssl_context
 from stepflow_trio.transports.http.urls import HttpUrl
 from stepflow_trio.transports.port_process import PortProcess, open_port_process
@@ -43,6 +44,7 @@ may need another to the same worker. Were there fewer, they could wait for each 
 
 _MAX_HEALTH_BYTES = 64 * 2**10
 _NO_SUCH_PATH = (404, 405)
+_UNAUTHORIZED = 401
 
 _log = logging.getLogger("stepflow_trio.runtime")
 
@@ -58,11 +60,13 @@ async def check_health(client: HttpClient, path: str, *, may_be_missing: bool = 
     """
     with trio.move_on_after(PROBE_TIMEOUT_S):
         async with client.request("GET", path, headers=[(b"accept", b"application/json")]) as response:
-            # Read, so that the connection can carry the next request.
-            await response.read(_MAX_HEALTH_BYTES)
+            # Read in any case, so that the connection can carry the next request.
+            body = await response.read(_MAX_HEALTH_BYTES)
         if 200 <= response.status < 300 or (may_be_missing and response.status in _NO_SUCH_PATH):
             return
-        detail = f"GET {path} was answered with HTTP {response.status}"
+        detail = f"GET {path} was answered with {shown_answer(response.status, body)}"
+        if response.status == _UNAUTHORIZED:
+            detail += "; bearerTokenFile or bearerTokenEnv says which token to send"
         raise ConnectionLost(LossReason.STREAM_ERROR, detail)
     raise ConnectionLost(LossReason.IDLE_TIMEOUT, f"GET {path} was not answered within {PROBE_TIMEOUT_S:g} s")
 
@@ -115,7 +119,7 @@ def http_process_launcher(
             ) as process,
             AsyncExitStack() as opened,
         ):
-            url = f"http://127.0.0.1:{await process.wait_port()}"
+            url = f"http://127.0.0.1:{await _port_of(process)}"
             try:
                 await _wait_healthy(process, url, config.health_check)
                 way = open_http_link(
@@ -129,6 +133,20 @@ def http_process_launcher(
             yield _StartedProcess(process, link)
 
     return launch
+
+
+async def _port_of(process: PortProcess) -> int:
+    try:
+        return await process.wait_port()
+    except WorkerExited as exc:
+        if exc.returncode != 0:
+            raise
+        # What one over stdio does, for its stdin is empty.
+        why = (
+            "it ended without serving: does it call worker.run_http()? "
+            "A worker with run_stdio() needs `transport: stdio`"
+        )
+        raise SpawnFailed(process.command, why + process.last_lines()) from exc
 
 
 async def _wait_healthy(process: PortProcess, url: str, check: HealthCheck) -> None:

@@ -233,9 +233,12 @@ class PluginReader:
         urls = self._urls(fields, path)
         tls = self._tls(fields, path)
         bearer, bearer_file = self.bearer(fields, path)
-        schemes = {url.scheme for url in urls}
-        if tls is not None and "https" not in schemes and urls:
-            values.warn((*path, "tls"), "is ignored: no URL of this plugin begins with https://", at_key=True)
+        plain = next((url for url in urls if not url.is_tls), None)
+        if tls is not None and plain is not None:
+            message = (
+                f"is for https://, but {plain.origin} would be reached without: write https://, or remove it"
+            )
+            values.problem((*path, "tls"), message, at_key=True)
         if bearer is not None or bearer_file is not None:
             for url in urls:
                 if url.scheme == "http" and not is_this_machine(url.host):

@@ -16,7 +16,8 @@ import trio
 from stepflow_trio.engine.ending import last_words
 from stepflow_trio.errors import ErrorCode, LocalProtocolError, RpcError
 from stepflow_trio.flows.model import Flow
-from stepflow_trio.flows.results import Failed, FlowError, FlowResult
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
+from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
 from stepflow_trio.runtime.executor import Executor
@@ -46,6 +47,7 @@ class Run:
         run_id: str,
         flow: Flow,
         flow_id: str,
+        schemas: FlowSchemas,
         inputs: Sequence[Any],
         variables: Mapping[str, Any],
         max_concurrency: int,
@@ -75,6 +77,7 @@ class Run:
         """The runs that its components submitted, by their subflow keys."""
         self.nursery: trio.Nursery | None = None
         """Where the runs that its components submit live; None unless its items are at work."""
+        self._schemas = schemas
         self._scope = trio.CancelScope()
         self._recorded = trio.Event()
         self._over = trio.Event()
@@ -177,6 +180,17 @@ class Run:
                 nursery.start_soon(execute_some, name=f"items of run {self.id}")
 
     async def _execute_item(self, executor: Executor, index: int) -> FlowResult:
+        schemas, input = self._schemas, self.inputs[index]
+        refused = schemas.check_input(input) or schemas.check_variables(
+            self.variables, inherited=self.depth > 0
+        )
+        if refused is not None:
+            return Failed(refused)
+        result = await self._run_item(executor, index)
+        misfit = schemas.check_output(result.result) if isinstance(result, Success) else None
+        return Failed(misfit) if misfit is not None else result
+
+    async def _run_item(self, executor: Executor, index: int) -> FlowResult:
         with trio.CancelScope(deadline=self.deadline):
             try:
                 return await executor.execute_item(
@@ -187,6 +201,7 @@ class Run:
                     trace_id=self.trace_id,
                     item_index=index,
                     variables=self.variables,
+                    schemas=self._schemas,
                     deadline=self.deadline,
                 )
             except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
@@ -226,6 +241,7 @@ class Runs:
         now: Callable[[], datetime],
         new_id: Callable[[], uuid.UUID],
         on_left: Callable[[str], object],
+        enforce_schemas: bool = True,
     ) -> None:
         self._executor = executor
         self._record = record
@@ -233,6 +249,7 @@ class Runs:
         self._now = now
         self._new_id = new_id
         self._on_left = on_left
+        self._enforce_schemas = enforce_schemas
         self._active: dict[str, Run] = {}
         self._closed = False
 
@@ -278,6 +295,7 @@ class Runs:
 
         Raises:
             LocalProtocolError: this is closed.
+            FlowInvalid: schemas of the flow cannot be used.
             RpcError: −32004, runs nest too deep.
         """
         self.check_open()
@@ -297,6 +315,7 @@ class Runs:
             run_id=str(run_id),
             flow=flow,
             flow_id=flow_id,
+            schemas=FlowSchemas(flow, enforce_schemas=self._enforce_schemas),
             inputs=inputs,
             variables=variables,
             max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,

@@ -265,6 +265,7 @@ async def open_runtime(
     blob_store: BlobStore | None = None,
     run_store: RunStore | None = None,
     limits: Limits | None = None,
+    enforce_schemas: bool = True,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     randomness: random.Random | None = None,
@@ -285,6 +286,8 @@ async def open_runtime(
         blob_store: where blobs are kept; in memory by default.
         run_store: where the histories of runs are kept; in memory by default.
         limits: the bounds of each worker's connection.
+        enforce_schemas: whether inputs, variables, steps' outputs and outputs must fit the schemas of their
+            flow; False lets everything pass, as the public releases do.
         now: the clock for what is recorded.
         new_id: makes run ids.
         randomness: for the jitter of retries and of probes.
@@ -349,6 +352,7 @@ async def open_runtime(
                                 now=now,
                                 new_id=new_id,
                                 on_left=changes.note,
+                                enforce_schemas=enforce_schemas,
                             )
                             handlers = Handlers()
                             Callbacks(blob_store, run_store, runs, observe).register(handlers)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from stepflow_trio.errors import BlobNotFound
 from stepflow_trio.flows.results import Failed, FlowResult, Success
@@ -136,8 +138,7 @@ EventKind: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedEvent:
+class RecordedEvent(Struct, frozen=True, kw_only=True, gc=False):
     """An event of a run as it is on record; what does not apply to its kind is None."""
 
     seq: int
@@ -334,19 +335,25 @@ class _History:
 
     def __init__(self) -> None:
         self._events: list[RecordedEvent] = []
-        self._spans: dict[int, tuple[int, int]] = {}
-        """Of each item, the positions of its first event and behind its last."""
+        self._first: dict[int, int] = {}
+        """Of each item, the position of its first event."""
+        self._end: dict[int, int] = {}
+        """Of each item that has ended, the position behind its last event."""
         self._successes: dict[int, list[int]] = {}
         """Of each item that is at work, the positions of the steps that succeeded."""
 
     def append(self, event: RunEvent, seq: int) -> None:
         if not isinstance(event, (RunStarted, RunEnded)):
             position, index = len(self._events), event.item_index
-            first, _ = self._spans.get(index, (position, position))
-            self._spans[index] = (first, position + 1)
-            if isinstance(event, StepEnded) and isinstance(event.result, Success):
-                self._successes.setdefault(index, []).append(position)
+            if isinstance(event, StepStarted):
+                self._first.setdefault(index, position)
+            elif isinstance(event, StepEnded):
+                self._first.setdefault(index, position)
+                if isinstance(event.result, Success):
+                    self._successes.setdefault(index, []).append(position)
             elif isinstance(event, ItemEnded):
+                self._first.setdefault(index, position)
+                self._end[index] = position + 1
                 for at in self._successes.pop(index, ()):
                     self._events[at] = replace(self._events[at], result=None)
         self._events.append(recorded(event, seq))
@@ -355,58 +362,57 @@ class _History:
         # Events are numbered from 1 without gaps: the one of number n is at position n − 1.
         if item_index is None:
             return self._events[after : None if limit is None else after + limit]
-        first, end = self._spans.get(item_index, (0, 0))
+        first, end = self._first.get(item_index, len(self._events)), self._end.get(item_index)
         found = [event for event in self._events[max(first, after) : end] if event.item_index == item_index]
         return found[:limit]
 
 
 def recorded(event: RunEvent, seq: int) -> RecordedEvent:
     """An event as a store shows it."""
-    match event:
-        case RunStarted():
-            return RecordedEvent(seq=seq, at=event.at, kind="runStarted")
-        case StepStarted():
-            return RecordedEvent(
-                seq=seq,
-                at=event.at,
-                kind="stepStarted",
-                item_index=event.item_index,
-                step_id=event.step_id,
-                component=event.component,
-                attempt=event.attempt,
-            )
-        case StepRetrying():
-            return RecordedEvent(
-                seq=seq,
-                at=event.at,
-                kind="stepRetrying",
-                item_index=event.item_index,
-                step_id=event.step_id,
-                attempt=event.attempt,
-                delay_s=event.delay_s,
-                result=Failed(event.error),
-            )
-        case StepEnded():
-            return RecordedEvent(
-                seq=seq,
-                at=event.at,
-                kind="stepEnded",
-                item_index=event.item_index,
-                step_id=event.step_id,
-                status=status_of(event.result),
-                result=event.result,
-            )
-        case ItemEnded():
-            return RecordedEvent(
-                seq=seq,
-                at=event.at,
-                kind="itemEnded",
-                item_index=event.item_index,
-                status=status_of(event.result),
-                result=event.result,
-            )
-        case RunEnded():
-            return RecordedEvent(seq=seq, at=event.at, kind="runEnded", status=event.status)
+    # The most frequent ones first: this is done for each.
+    if isinstance(event, StepEnded):
+        return RecordedEvent(
+            seq=seq,
+            at=event.at,
+            kind="stepEnded",
+            item_index=event.item_index,
+            step_id=event.step_id,
+            status=status_of(event.result),
+            result=event.result,
+        )
+    if isinstance(event, StepStarted):
+        return RecordedEvent(
+            seq=seq,
+            at=event.at,
+            kind="stepStarted",
+            item_index=event.item_index,
+            step_id=event.step_id,
+            component=event.component,
+            attempt=event.attempt,
+        )
+    if isinstance(event, ItemEnded):
+        return RecordedEvent(
+            seq=seq,
+            at=event.at,
+            kind="itemEnded",
+            item_index=event.item_index,
+            status=status_of(event.result),
+            result=event.result,
+        )
+    if isinstance(event, StepRetrying):
+        return RecordedEvent(
+            seq=seq,
+            at=event.at,
+            kind="stepRetrying",
+            item_index=event.item_index,
+            step_id=event.step_id,
+            attempt=event.attempt,
+            delay_s=event.delay_s,
+            result=Failed(event.error),
+        )
+    if isinstance(event, RunStarted):
+        return RecordedEvent(seq=seq, at=event.at, kind="runStarted")
+    return RecordedEvent(seq=seq, at=event.at, kind="runEnded", status=event.status)
 
 
 def status_of(result: FlowResult) -> str:

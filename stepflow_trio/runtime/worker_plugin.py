@@ -13,6 +13,7 @@ import trio
 from msgspec import UNSET, UnsetType
 
 from stepflow_trio.engine import Connection, Handlers, Limits, Link, LinkConnection, open_connection
+from stepflow_trio.engine.link import EagerLink
 from stepflow_trio.errors import (
     CallFailed,
     CallTimeout,
@@ -36,6 +37,7 @@ from stepflow_trio.protocol.payloads import ComponentInfo, ExecuteParams, ListPa
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.runtime.blob_refs import offload_input, resolve_output
 from stepflow_trio.runtime.events import Observer, WorkerEnded, WorkerStarted
+from stepflow_trio.runtime.first_words import FirstWords
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure, failure_from, kind_of_code
 from stepflow_trio.runtime.stores import BlobStore
 
@@ -108,8 +110,14 @@ class BlobOffer:
     """What is behind the URL; None: somebody else's, so that no references can be used."""
 
 
+_SERVES_HTTP = "it serves HTTP (run_http): leave out `transport: stdio`"
+_UNAUTHORIZED_HINT = "bearerTokenFile or bearerTokenEnv says which token to send"
+
 _UNREADABLE = (400, 422)
 """Statuses of HTTP for a body that was not understood."""
+
+_UNAUTHORIZED = 401
+"""Of HTTP: without a token that the server knows."""
 
 
 @dataclass(eq=False)
@@ -293,7 +301,10 @@ class WorkerPlugin:
                 async with (
                     self._launcher() as started,
                     open_connection(
-                        started.link, self._handlers, role=Role.RUNTIME, limits=self._limits
+                        words := _first_words(started),
+                        self._handlers,
+                        role=Role.RUNTIME,
+                        limits=self._limits,
                     ) as connection,
                 ):
                     instance.started = started
@@ -301,7 +312,12 @@ class WorkerPlugin:
                         instance.welcome = await _initialize(connection, self._blobs)
                     except StepflowError as exc:
                         # Told at once: ending a worker that would not start can take a while.
-                        explained = await started.explain(exc) if isinstance(exc, ConnectionLost) else exc
+                        if isinstance(words, FirstWords) and words.serves_http:
+                            explained = ConfigError(_SERVES_HTTP)
+                        elif isinstance(exc, ConnectionLost):
+                            explained = await started.explain(exc)
+                        else:
+                            explained = exc
                         instance.failure = explained
                         self.problem = str(explained)
                         instance.outcome.set()
@@ -367,16 +383,18 @@ class WorkerPlugin:
             exc = await instance.started.explain(exc)
         match exc:
             case CallFailed():
-                error = FlowError(exc.code, exc.message, exc.data)
+                # Before it is ready it is the worker that refuses, and not a component.
+                whose = "" if instance.connection is not None else f"worker {self._title}: "
+                error = FlowError(exc.code, whose + exc.message, exc.data)
                 retry_after_s = exc.retry_after_s if isinstance(exc, Overloaded) else 0.0
                 return StepFailure(error, _kind_of_answer(exc, instance), retry_after_s=retry_after_s)
             case RpcError():
                 return failure_from(exc)
             case RemoteProtocolError():
-                kind = kind_of_code(exc.code)
-                return StepFailure(
-                    FlowError(exc.code, f"worker {self._title}: {exc.message}", exc.data), kind
-                )
+                message = f"worker {self._title}: {exc.message}"
+                if _status_of(exc) == _UNAUTHORIZED:
+                    message += f"; {_UNAUTHORIZED_HINT}"
+                return StepFailure(FlowError(exc.code, message, exc.data), kind_of_code(exc.code))
             case WorkerExited() if instance.connection is None and (exc.returncode or 0) >= 0:
                 # It ended by itself before it was ready: it would do so again.
                 return StepFailure(self._exit_error(exc), FailureKind.FINAL)
@@ -419,6 +437,12 @@ def is_local_lack(exc: BaseException | None) -> bool:
 
 def _is_elsewhere(instance: _Instance) -> bool:
     return instance.started is not None and instance.started.pid is None
+
+
+def _first_words(started: Started) -> Link:
+    link = started.link
+    is_process = started.pid is not None and link.kind == "stdio"
+    return FirstWords(link) if is_process and isinstance(link, EagerLink) else link
 
 
 async def _ask_nothing(_connection: Connection, _welcome: Welcome) -> None:
@@ -465,10 +489,14 @@ async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> We
 def _is_about_spelling(exc: CallFailed | RemoteProtocolError) -> bool:
     """Whether a refusal of ``initialize`` may mean that its params were not understood."""
     if exc.code in (ErrorCode.INVALID_PARAMS, ErrorCode.INVALID_REQUEST):
-        data: object = exc.data
-        status = cast("dict[str, object]", data).get("status") if isinstance(data, dict) else None
-        return status in (None, *_UNREADABLE)
+        return _status_of(exc) in (None, *_UNREADABLE)
     return False
+
+
+def _status_of(exc: CallFailed | RemoteProtocolError) -> object:
+    """The status of HTTP that was all the answer; None where there was more, or none."""
+    data: object = exc.data
+    return cast("dict[str, object]", data).get("status") if isinstance(data, dict) else None
 
 
 async def _until_lost_or(stop: trio.Event, started: Started, connection: LinkConnection) -> None:

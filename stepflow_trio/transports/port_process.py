@@ -62,9 +62,12 @@ class PortProcess(ChildProcess):
             raise self.exit_error()
         else:
             what = 'it closed its stdout without having written a line such as {"port": 8080}'
+        raise SpawnFailed(self.command, what + self.last_lines())
+
+    def last_lines(self) -> str:
+        """What it last wrote to stderr, to be added to an error."""
         last = "".join(f"\n  | {line}" for line in self.stderr_tail[-20:])
-        tail = f"; the last lines of its stderr:{last}" if last else "; it wrote nothing to stderr"
-        raise SpawnFailed(self.command, what + tail)
+        return f"; the last lines of its stderr:{last}" if last else "; it wrote nothing to stderr"
 
     def _take_stdout_line(self, line: str) -> None:
         port = None if self._port_known.is_set() else port_in(line)

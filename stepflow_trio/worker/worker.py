@@ -228,7 +228,7 @@ class Worker:
         http_limits: HttpServerLimits | None = None,
         instance_id: str | None = None,
         blob_urls: OutboundPolicy | None = None,
-        blob_bearers: Mapping[str, SecretStr] | None = None,
+        blob_bearers: Mapping[str, SecretStr | str] | None = None,
     ) -> AsyncGenerator[HttpHost]:
         """Serve runtimes over HTTP for as long as the block lasts; ``url`` of what it yields says where.
 
@@ -250,16 +250,23 @@ class Worker:
             blob_bearers: tokens for those, by origin, such as ``http://runtime.internal:7837``.
 
         Raises:
-            ConfigError: the address, a file of ``tls`` or the id cannot be used, or everybody could call.
+            TypeError: ``host`` is no text: a lone port is ``port=8080``.
+            ConfigError: the address, ``http_host``, a file of ``tls`` or the id cannot be used, or everybody
+                could call.
             BindFailed: the address is taken, or not this machine's.
         """
+        from stepflow_trio.transports.http.bearer import SecretStr
         from stepflow_trio.transports.http.hosting import open_http_host
         from stepflow_trio.transports.http.limits import HttpServerLimits
         from stepflow_trio.worker.blob_client import open_blob_clients
 
+        _check_place(host, http_host, tls)
+        bearers = {
+            at: SecretStr(it) if isinstance(it, str) else it for at, it in (blob_bearers or {}).items()
+        }
         limits = http_limits or HttpServerLimits()
         shown = f"[{host}]" if ":" in host else host
-        async with open_blob_clients(policy=blob_urls, bearers=blob_bearers) as blob_clients:
+        async with open_blob_clients(policy=blob_urls, bearers=bearers) as blob_clients:
             endpoint = self.http_endpoint(
                 http_limits=limits,
                 instance_id=instance_id,
@@ -292,7 +299,7 @@ class Worker:
         http_limits: HttpServerLimits | None = None,
         instance_id: str | None = None,
         blob_urls: OutboundPolicy | None = None,
-        blob_bearers: Mapping[str, SecretStr] | None = None,
+        blob_bearers: Mapping[str, SecretStr | str] | None = None,
     ) -> None:
         """Serve over HTTP as the main job of this process; see :meth:`open_http` for the arguments.
 
@@ -303,6 +310,8 @@ class Worker:
         soft limit of open descriptors is raised to 65,536, as far as the hard one allows.
 
         Raises:
+            TypeError: ``host`` is no text: a lone port is ``port=8080``.
+            RuntimeError: trio runs already; :meth:`open_http` is for that.
             SystemExit: it cannot be served so; with what :meth:`open_http` raises as its message, for stderr.
         """
         from stepflow_trio.transports.http.limits import HttpServerLimits  # not what a stdio worker waits for
@@ -336,6 +345,10 @@ class Worker:
                         await stop.wait()
                     nursery.cancel_scope.cancel(reason="all that was in flight has ended")
 
+        if trio.lowlevel.in_trio_run():
+            raise RuntimeError(
+                "run_http() starts trio, which runs already: use `async with worker.open_http()`"
+            )
         allow_many_descriptors()
         try:
             trio.run(serve)
@@ -348,6 +361,20 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker: {', '.join(self._components.patterns()) or 'no components'}>"
+
+
+def _check_place(host: object, http_host: str, tls: TlsFiles | None) -> None:
+    if not isinstance(host, str):
+        hint = f": for a port say port={host}" if isinstance(host, int) else ""
+        raise TypeError(f"host is {host!r}, but must be an address such as '127.0.0.1'{hint}")
+    if http_host not in ("auto", "h11", "hypercorn"):
+        raise ConfigError(f"http_host is {http_host!r}; it must be auto, h11 or hypercorn")
+    from stepflow_trio.transports.http.security import TlsFiles  # not what a stdio worker waits for
+
+    if tls is not None and not isinstance(tls, TlsFiles):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        raise ConfigError(f"tls is a {type(tls).__name__}; a server takes TlsFiles(…)")
+    if http_host == "h11" and tls is not None:
+        raise ConfigError("http_host is h11, which speaks no TLS: leave it at auto, or say hypercorn")
 
 
 def _tell_port(port: int) -> None:

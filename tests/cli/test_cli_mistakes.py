@@ -98,6 +98,13 @@ def test_what_cannot_be_used_is_named_with_its_place(
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("stdin", ["", " \n"])
+def test_an_empty_stdin_is_no_input(cli_here: Cli, project: Path, stdin: str) -> None:
+    ran = cli_here("run", "--flow", "good.yaml", stdin=stdin)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert "There is no input: give --input, --input-json or --input-yaml, or pipe it in." in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -19,7 +19,12 @@ def takes(input_schema, output_schema=None):
 
 
 def fields(*required, **properties):
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*required],
+        "additionalProperties": False,
+    }
 
 
 USER = {
@@ -61,24 +66,19 @@ def found(text, **options):
 
 def test_a_flow_whose_types_fit_has_nothing_wrong():
     text = """\
-schemas: {properties: {input: {properties: {n: {type: integer}}, required: [n]}, output: {type: string}}}
+schemas:
+  properties:
+    input: {type: object, properties: {n: {type: integer}}, required: [n]}
+    output: {type: string}
 steps:
 - {id: user, component: /x/user, input: {}}
-- {id: sum, component: /x/add, input: {a: {$input: n}, b: {$step: user, path: age}}}
-- {id: hi, component: /x/greet, input: {$step: user, path: '$.tags[0]'}}
-- {id: both, component: /x/greet, input: {$coalesce: [{$step: user, path: $.boss.name}, none]}}
-- {id: model, component: /models/gpt, input: {$step: hi}}
+- {id: sum, component: /x/add, input: {a: {$input: n}, b: {$coalesce: [{$step: user, path: age}, 1.5]}}}
+- {id: hi, component: /x/greet, input: {$step: user, path: name}}
+- {id: both, component: /x/greet, input: {$if: {$step: sum}, then: {$step: hi}, else: no}}
+- {id: model, component: /models/gpt, input: {$step: both}}
 output: {$step: model, path: text}
 """
-    text = text.replace("{$step: user, path: age}", "{$coalesce: [{$step: user, path: age}, 1.5]}")
-    text = text.replace("{$step: user, path: $.boss.name}", "null")
-    assert found(text, strict=True) == [
-        (
-            Kind.TYPE_CHECK_INDETERMINATE,
-            "5:57",
-            'what is at $.tags[0] in the result of step "user" may be missing',
-        )
-    ]
+    assert found(text, strict=True) == []
 
 
 def test_what_does_not_fit_points_at_the_part_of_the_input_that_is_wrong():
@@ -95,24 +95,15 @@ steps:
   input: {a: {$step: sum}, c: 1}
 output: {$step: more}
 """
-    assert found(text) == [
+    assert [(place, message) for _, place, message in found(text)] == [
+        ("5:8", 'the input of step "sum" does not fit /x/add: $.a is a string, where an integer fits'),
+        ("7:7", 'the input of step "sum" does not fit /x/add: $.b is an array, where a number fits'),
         (
-            Kind.TYPE_MISMATCH,
-            "5:8",
-            'the input of step "sum" does not fit /x/add: $.a is a string, where an integer fits',
-        ),
-        (
-            Kind.TYPE_MISMATCH,
-            "7:17",
-            'the input of step "sum" does not fit /x/add: $.b is an array, where a number fits',
-        ),
-        (Kind.TYPE_MISMATCH, "10:10", 'the input of step "more" does not fit /x/add: $ lacks the field "b"'),
-        (
-            Kind.TYPE_MISMATCH,
             "10:10",
-            'the input of step "more" does not fit /x/add: $ has the field "c", which is not known; did you mean "b"?',
+            'the input of step "more" does not fit /x/add: $ lacks the field "b"',
         ),
-    ] or [each[2] for each in found(text)]
+        ("10:10", 'the input of step "more" does not fit /x/add: $ has the field "c", which is not known'),
+    ]
 
 
 def test_a_mismatch_has_the_parts_of_its_message_as_data():
@@ -137,11 +128,11 @@ def test_a_mismatch_has_the_parts_of_its_message_as_data():
     ("expression", "problem"),
     [
         ("{$step: user, path: name}", None),
-        ("{$step: user, path: age}", "$ may be null, where a string fits"),
+        ("{$step: user, path: age}", "$ is an integer or null, where a string fits"),
         ("{$step: user, path: $.boss.name}", None),
         ("{$step: maybe}", "$ may be null, where a string fits"),
         ("{$coalesce: [{$step: maybe}, x]}", None),
-        ("{$coalesce: [{$step: maybe}, 1]}", "$ may be 1, which is a number, where a string fits"),
+        ("{$coalesce: [{$step: maybe}, 1]}", "$ may be a number, where a string fits"),
         ("{$coalesce: [{$step: maybe}]}", "$ may be null, where a string fits"),
         ("{$if: {$step: maybe}, then: x, else: y}", None),
         ("{$if: {$step: maybe}, then: x}", "$ may be null, where a string fits"),
@@ -155,7 +146,7 @@ def test_a_mismatch_has_the_parts_of_its_message_as_data():
         ("{$variable: count}", "$ is an integer, where a string fits"),
         ("{$variable: nothing}", "$ may be null, where a string fits"),
         ("{$variable: nothing, default: x}", "$ may be null, where a string fits"),
-        ("{$variable: $.object.text, default: 1}", "$ may be 1, which is a number, where a string fits"),
+        ("{$variable: $.object.text, default: 1}", "$ may be a number, where a string fits"),
         ("{$step: untyped, path: $.any.thing}", None),
         ("{$step: defaulted}", "$ may be null, where a string fits"),
         ("{$step: replaced}", None),
@@ -189,57 +180,56 @@ output: [{{$step: reads}}, {{$step: untyped}}, {{$step: user}}, {{$step: maybe}}
 
 
 @pytest.mark.parametrize(
-    ("reference", "column", "message"),
+    ("reference", "key", "message"),
     [
         (
             "{$step: user, path: $.nmae}",
-            29,
-            'path $.nmae leads nowhere in the result of step "user": $ has no field "nmae"; did you mean "name"?',
+            "path",
+            'in the result of step "user": $ has no field "nmae"; did you mean "name"?',
         ),
         (
             "{$step: user, path: $.boss.boss.nmae}",
-            29,
-            'path $.boss.boss.nmae leads nowhere in the result of step "user": $.boss.boss has no field "nmae"; '
-            'did you mean "name"?',
+            "path",
+            'in the result of step "user": $.boss.boss has no field "nmae"; did you mean "name"?',
         ),
         (
             "{$step: user, path: $.name.first}",
-            29,
-            'path $.name.first leads nowhere in the result of step "user": $.name is a string, which has no fields',
+            "path",
+            'in the result of step "user": $.name is a string, which has no fields',
         ),
         (
             "{$step: user, path: '$.tags[0][1]'}",
-            29,
-            'path $.tags[0][1] leads nowhere in the result of step "user": $.tags[0] is a string, '
-            "which has no elements",
+            "path",
+            'in the result of step "user": $.tags[0] is a string, which has no elements',
         ),
         (
             "{$input: $.txet}",
-            18,
-            'path $.txet leads nowhere in the input: $ has no field "txet"; did you mean "text"?',
+            "$input",
+            'in the input: $ has no field "txet"; did you mean "text"?',
         ),
         (
             "{$variable: $.v.b}",
-            21,
-            'path $.b leads nowhere in variable "v": $ has no field "b"',
+            "$variable",
+            'in variable "v": $ has no field "b"',
         ),
     ],
 )
-def test_a_path_that_leads_nowhere_is_an_error_at_the_path(reference, column, message):
+def test_a_path_that_leads_nowhere_is_an_error_at_the_path(reference, key, message):
     text = f"""\
-schemas: {{properties: {{input: {{properties: {{text: {{}}}}}}, variables: {{properties: {{v: {{properties: {{a: {{}}}}}}}}}}}}}}
-steps: [{{id: user, component: /x/user, input: {{}}}}]
-output: [x, {{$step: user}}, {reference}]
+schemas:
+  properties:
+    input: {{properties: {{text: {{}}}}}}
+    variables: {{properties: {{v: {{properties: {{a: {{}}}}}}}}}}
+steps:
+- {{id: user, component: /x/user, input: {{}}}}
+output: [{{$step: user}}, {reference}]
 """
-    text = (
-        text.replace("[x, {$step: user}, ", "")
-        .replace(f"{reference}]", f"[{reference}]")
-        .replace("output: [", "output: [")
-    )
     [diagnostic] = check(text)
     assert diagnostic.kind is Kind.UNKNOWN_PROPERTY_IN_PATH
-    assert diagnostic.message == message
-    assert diagnostic.place.column == column + 1
+    path = diagnostic.data["path"]
+    assert diagnostic.message == f"path {path} leads nowhere {message}"
+    assert diagnostic.path == ("output", 1, key)
+    assert diagnostic.place.line == 7
 
 
 def test_the_output_is_held_to_what_the_flow_declares():
@@ -270,14 +260,12 @@ steps:
 - {{id: b, component: /x/greet, input: {{$step: a}}}}
 output: {{$step: b}}
 """
+    never = '/x/maybe never returns what is declared for step "a"'
     assert found(text.format("string")) == []
-    contradiction, mismatch = found(text.format("integer"))
-    assert contradiction == (
-        Kind.TYPE_MISMATCH,
-        "1:47",
-        '/x/maybe never returns what is declared for step "a": $ is a string, where an integer fits',
-    ) or contradiction[2].startswith('/x/maybe never returns what is declared for step "a": ')
-    assert mismatch[2] == 'the input of step "b" does not fit /x/greet: $ is an integer, where a string fits'
+    assert [(place, message) for _, place, message in found(text.format("integer"))] == [
+        ("1:48", f"{never}: $ is a string or null, where an integer fits"),
+        ("4:39", 'the input of step "b" does not fit /x/greet: $ is an integer, where a string fits'),
+    ]
 
 
 def test_a_step_without_an_input_gives_its_component_nothing_or_an_empty_object():
@@ -335,7 +323,7 @@ def test_types_of_all_steps_and_of_the_output_are_given():
     )
     types = check_types(flow, COMPONENTS)
     assert [(name, shown(t.given), shown(t.taken), shown(t.result)) for name, t in types.steps.items()] == [
-        ("u", "{a: [1]}" if shown(types.steps["u"].given) != "{a: [1]}" else "{a: [1]}", "object", "User"),
+        ("u", '{"a": [1]}', "object", "User"),
         ("g", "string", "string", "string"),
     ]
     assert shown(types.output) == "{g: string}"

@@ -234,10 +234,6 @@ def test_only_loopback_names_are_this_machine_for_certain(host: str, is_it: bool
             "plugins.w.healthCheck.timeoutMs: is ignored: there is no such key here",
         ),
         (
-            plugin("{type: stepflow, url: 'http://h', «tls: {ca: x}}"),
-            "plugins.w.tls: is ignored: no URL of this plugin begins with https://",
-        ),
-        (
             plugin("{type: stepflow, urls: ['http://localhost', 'http://h'], bearerTokenEnv: «TOKEN}"),
             "plugins.w.bearerTokenEnv: the token travels unencrypted to h: use https://",
         ),
@@ -302,6 +298,10 @@ REFUSED = (
         (
             "{type: stepflow, url: 'https://h', bearerTokenFile: «''}",
             "bearerTokenFile: is empty: name the file",
+        ),
+        (
+            "{type: stepflow, urls: ['https://h', 'http://i/x'], «tls: {ca: x}}",
+            "tls: is for https://, but http://i would be reached without: write https://, or remove it",
         ),
         (
             "{type: stepflow, url: 'https://h', tls: {«certificate: c.pem}}",

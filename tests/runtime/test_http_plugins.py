@@ -318,7 +318,7 @@ async def test_what_no_other_spelling_would_heal_is_not_tried_again(tmp_path: Pa
         """
     async with running(over_http(w=raw_http_plugin(tmp_path, script))) as runtime:
         failure = await failure_of(runtime, ONE)
-        assert (failure.code, failure.message) == (ErrorCode.VERSION_MISMATCH, "asked 1 times")
+        assert (failure.code, failure.message) == (ErrorCode.VERSION_MISMATCH, "worker w: asked 1 times")
 
 
 async def test_workers_are_told_of_blobs_which_they_store_and_read_over_http(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ async def test_a_reader_that_leaves_leaves_nothing_behind(client: Client, autoju
         async with client.exchange("GET", f"/runs/{run['runId']}/events") as stream:
             assert await stream.event() is not None
         assert stream.ended.is_set()
+        assert trio.current_time() == 0, "at once"
     assert len(trio.lowlevel.current_task().parent_nursery.child_tasks) == before  # type: ignore[union-attr]
     client.stage.release.set()
     await client.runtime.history.wait(run["runId"])
@@ -230,6 +231,7 @@ async def test_a_stream_ends_where_the_run_s_end_cannot_be_recorded(autojump_clo
     class Full(MemoryRunStore):
         async def append(self, event: Any) -> None:
             if isinstance(event, RunEnded):
+                await trio.sleep(1)  # so that who reads has read all, and waits
                 raise OSError("the disk is full")
             await super().append(event)
 
@@ -238,7 +240,7 @@ async def test_a_stream_ends_where_the_run_s_end_cannot_be_recorded(autojump_clo
         async with client.exchange("GET", f"/runs/{run['runId']}/events?after=3") as stream:
             await wait_all_tasks_blocked()
             client.stage.release.set()
-            kinds = []
+            kinds: list[str] = []
             while (event := await stream.event()) is not None:
                 kinds.append(event.type)
     assert kinds == ["itemEnded"]

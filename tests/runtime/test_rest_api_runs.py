@@ -68,6 +68,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_the_run_as_it_is(
     async with client.exchange("POST", "/runs", body) as exchange:
         await client.stage.has_begun.wait()
     assert exchange.ended.is_set()
+    assert trio.current_time() == 0, "nothing of the request goes on"
     assert client.stage.cancelled == []
     client.stage.release.set()
     [run] = (await client.get("/runs"))["runs"]
@@ -231,6 +232,21 @@ async def test_a_step_that_took_its_default_is_completed_and_one_without_an_inpu
     assert steps["soft"]["result"] == {"outcome": "success", "result": 3}
     assert (steps["blind"]["status"], steps["blind"]["attempts"]) == ("failed", 0)
     assert "missing" in steps["blind"]["result"]["error"]["message"]
+
+
+async def test_a_default_that_an_override_gave_counts(client: Client, autojump_clock: Any) -> None:
+    @client.stage.component
+    async def fails() -> None:
+        raise ComponentError("no")
+
+    patch = {"onError": {"action": "useDefault", "defaultValue": 3}}
+    overrides = {"steps": {"only": {"value": patch}}}
+    run = await client.submit(one_step("/w/fails", {}), 1, wait=True, overrides=overrides)
+    assert run["status"] == "completed"
+    steps = (await client.get(f"/runs/{run['runId']}/steps?itemIndex=0"))["steps"]
+    assert steps["only"]["result"] == {"outcome": "success", "result": 3}
+    details = await client.get(f"/runs/{run['runId']}")
+    assert details["itemDetails"][0]["steps"] == [{"stepId": "only", "status": "completed"}]
 
 
 async def test_of_all_items_together_a_step_has_its_worst_status(client: Client, autojump_clock: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from stepflow_trio.errors import BlobNotFound
 from stepflow_trio.flows.results import Failed, FlowError, Success
@@ -286,7 +286,7 @@ async def test_a_finished_item_costs_its_result_and_little_more() -> None:
 
 
 def below(run_id: str, parent: str, root: str, depth: int) -> RunStarted:
-    return dataclasses.replace(started(run_id, parent_run_id=parent), root_run_id=root, depth=depth)
+    return replace(started(run_id, parent_run_id=parent), root_run_id=root, depth=depth)
 
 
 async def ids(store: RunStore, **query: Any) -> list[str]:
@@ -309,7 +309,7 @@ async def test_runs_are_found_by_what_is_asked_of_them(run_store: RunStore) -> N
 
 
 async def test_a_deleted_run_is_gone_with_its_key_and_all_below_it(run_store: RunStore) -> None:
-    keyed = dataclasses.replace(started("a"), idempotency_key="k")
+    keyed = replace(started("a"), idempotency_key="k")
     await append(run_store, keyed, below("b", "a", "a", 1), below("c", "b", "a", 2), started("d"))
     found = await run_store.find_by_key("k")
     assert found is not None

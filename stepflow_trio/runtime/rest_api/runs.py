@@ -10,7 +10,9 @@ import trio
 
 from stepflow_trio.errors import FlowNotFound, LocalProtocolError
 from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.overrides import apply_overrides
 from stepflow_trio.flows.plan import StepStatus
+from stepflow_trio.flows.reader import examine_flow_json
 from stepflow_trio.protocol.payloads import ItemStatistics
 from stepflow_trio.runtime.callbacks import DEFAULT_WAIT_S
 from stepflow_trio.runtime.rest_api.errors import ApiError, shown
@@ -45,7 +47,8 @@ CANCEL_WITHIN_S = 30.0
 MAX_KEY_CHARACTERS = 255
 
 _ITEMS_BETWEEN_TURNS = 500
-"""So many items are written down before other tasks get a turn."""
+_EVENTS_BETWEEN_TURNS = 10_000
+"""So many are looked at before other tasks get a turn."""
 
 
 class RunRoutes:
@@ -208,7 +211,7 @@ class RunRoutes:
             record = await self._wait(request, run_id, asked.timeout_secs)
         else:
             record = await self._history.get(run_id)
-        of_items = _by_item(await self._history.events(run_id))
+        of_items = await _by_item(await self._history.events(run_id))
         details: list[ItemDetails] = []
         flow = await self._flow_of(record)
         for index, item in enumerate(record.items):
@@ -262,11 +265,14 @@ class RunRoutes:
         return json_answer(200, ListStepRunsResponse(steps=infos))
 
     async def _flow_of(self, record: RunRecord) -> Flow | None:
-        """What a run executes, without its overrides; None if the flow was deleted."""
+        """What a run executes, its overrides applied; None if the flow was deleted."""
         try:
-            return await self._runtime.flows.get(record.flow_id)
+            flow = await self._runtime.flows.get(record.flow_id)
         except FlowNotFound:
             return None
+        if record.overrides is None:
+            return flow
+        return examine_flow_json(apply_overrides(flow.to_json(), record.overrides)).flow
 
 
 def _filter(text: str | None, what: str) -> str | None:
@@ -333,9 +339,11 @@ async def _item_results(record: RunRecord, indices: range) -> list[ItemResultInf
     return results
 
 
-def _by_item(events: Sequence[RecordedEvent]) -> dict[int, list[RecordedEvent]]:
+async def _by_item(events: Sequence[RecordedEvent]) -> dict[int, list[RecordedEvent]]:
     of_items: dict[int, list[RecordedEvent]] = {}
     for event in events:
+        if event.seq % _EVENTS_BETWEEN_TURNS == 0:
+            await trio.lowlevel.checkpoint()
         if event.item_index is not None:
             of_items.setdefault(event.item_index, []).append(event)
     return of_items
@@ -345,7 +353,7 @@ async def _steps_together(
     record: RunRecord, events: Sequence[RecordedEvent], flow: Flow | None
 ) -> dict[str, StepRunInfo]:
     """Each step with the worst of its statuses in all items."""
-    of_items = _by_item(events)
+    of_items = await _by_item(events)
     statuses: dict[str, set[StepStatus]] = {step.id: set() for step in (flow.steps if flow else ())}
     components = {step.id: step.component for step in (flow.steps if flow else ())}
     for index, item in enumerate(record.items):

@@ -116,14 +116,16 @@ class BearerTokens:
         return tokens
 
     @classmethod
-    def from_environment(cls, name: str, environ: Mapping[str, str] = os.environ) -> BearerTokens:
+    def from_environment(cls, name: str, environ: Mapping[str, str] | None = None) -> BearerTokens:
         """The tokens in the environment variable ``name``, white space between them.
+
+        ``environ`` is looked at in the place of this process's environment.
 
         Raises:
             ConfigError: as above, or the variable is not set.
         """
         place = f"environment variable {name}"
-        value = environ.get(name)
+        value = (os.environ if environ is None else environ).get(name)
         if value is None:
             raise ConfigError("it is not set, but is to hold the bearer token", place)
         return cls(*value.split(), place=place)
@@ -165,6 +167,21 @@ class BearerTokens:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("bearer tokens are not pickled: what is stored would no longer be a secret")
+
+
+def as_secret(bearer: SecretStr | BearerTokens | str) -> SecretStr | BearerTokens:
+    """What a caller gives as the token to send, out of sight from now on.
+
+    Raises:
+        ConfigError: it is none of these; its value is not shown.
+    """
+    if isinstance(bearer, str):
+        return SecretStr(bearer)
+    if not isinstance(bearer, (SecretStr, BearerTokens)):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        raise ConfigError(
+            f"bearer is a {type(bearer).__name__}; it takes a text, SecretStr(…) or BearerTokens(…)"
+        )
+    return bearer
 
 
 def authorization(bearer: SecretStr | BearerTokens) -> bytes:

@@ -21,7 +21,7 @@ from stepflow_trio.errors import (
     LossReason,
     StepflowError,
 )
-from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr, authorization
+from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr, as_secret, authorization
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.pool import (
     ConnectionPool,
@@ -30,6 +30,7 @@ from stepflow_trio.transports.http.pool import (
     is_own_lack,
     why_failed,
 )
+from stepflow_trio.transports.http.tls_hints import first_answer_hint, handshake_hint
 from stepflow_trio.transports.http.urls import REQUEST_TARGET, HttpUrl
 
 SMALL_BODY_BYTES = 16 * 2**10
@@ -145,6 +146,7 @@ class HttpClient:
         self._tls = tls
         self._connect = connect or self._connect_over_tcp
         self._host = url.authority.encode()
+        self._has_answered = False
         self._bearer = bearer
         self._own_headers = _OWN_HEADERS if bearer is None else _OWN_HEADERS | {b"authorization"}
 
@@ -302,7 +304,8 @@ class HttpClient:
             await stream.do_handshake()
         except trio.BrokenResourceError as exc:
             await close_by_force(transport)
-            raise ConnectFailed(self.url.origin, f"TLS: {why_failed(exc)}") from exc
+            why = f"TLS: {why_failed(exc)}{handshake_hint(exc)}"
+            raise ConnectFailed(self.url.origin, why) from exc
         except BaseException:
             await close_by_force(transport)
             raise
@@ -311,12 +314,20 @@ class HttpClient:
     async def _connect_over_tcp(self) -> trio.abc.Stream:
         return await trio.open_tcp_stream(self.url.host, self.url.port)
 
-    @staticmethod
-    async def _receive_head(connection: HttpConnection) -> h11.Response:
-        while True:
-            event = await connection.next_event()
-            if type(event) is h11.Response:
-                return event
+    async def _receive_head(self, connection: HttpConnection) -> h11.Response:
+        try:
+            while True:
+                event = await connection.next_event()
+                if type(event) is h11.Response:
+                    self._has_answered = True
+                    return event
+        except ConnectionLost as lost:
+            hint = ""
+            if not self._has_answered and lost.reason is not LossReason.LOCAL_CLOSE:
+                hint = first_answer_hint(connection.answer_begins, is_tls=self.url.is_tls)
+            if not hint:
+                raise
+            raise ConnectionLost(lost.reason, lost.detail + hint) from (lost.__cause__ or lost)
 
     @asynccontextmanager
     async def _sending(
@@ -348,7 +359,7 @@ async def open_http_client(
     *,
     limits: HttpClientLimits | None = None,
     tls: ssl.SSLContext | None = None,
-    bearer: SecretStr | BearerTokens | None = None,
+    bearer: SecretStr | BearerTokens | str | None = None,
     connect: Connect | None = None,
 ) -> AsyncGenerator[HttpClient]:
     """Open a client for the origin of ``url``. Nothing is connected before the first request.
@@ -360,17 +371,23 @@ async def open_http_client(
         url: http or https. Its path is not added to the targets of requests.
         limits: what the client may use up.
         tls: for https, where the system's certificate authorities are not the ones to trust, or the server
-            wants a certificate of ours.
+            wants a certificate of ours: what ``client_ssl_context`` makes.
         bearer: the token that every request bears, and nothing else shows. Of tokens in a file, each request
             bears the one that is current when it is sent.
         connect: makes the byte stream, under TLS if that is used, in the place of TCP to the URL's host. What
             it raises of :class:`~stepflow_trio.errors.StepflowError` reaches the caller of ``request``.
 
     Raises:
-        ConfigError: ``url`` cannot be used, ``bearer`` is no token, or ``tls`` is given for http.
+        ConfigError: ``url`` cannot be used, ``bearer`` is no token, or ``tls`` is no ``ssl.SSLContext`` or is
+            given for http.
     """
     if isinstance(url, str):
         url = HttpUrl.parse(url)
+    if tls is not None and not isinstance(tls, ssl.SSLContext):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        raise ConfigError(
+            f"tls is a {type(tls).__name__}; a client takes an ssl.SSLContext, such as "
+            "client_ssl_context(server_ca=…, certificate=…, private_key=…) makes"
+        )
     if tls is None and url.is_tls:
         tls = ssl.create_default_context()
     elif tls is not None and not url.is_tls:
@@ -378,6 +395,7 @@ async def open_http_client(
             f"TLS settings are given for {url.origin}, which would be reached without: write https"
         )
     if bearer is not None:
+        bearer = as_secret(bearer)
         authorization(bearer)  # what is wrong with it is said now
     limits = limits or HttpClientLimits()
     pool = ConnectionPool(limits)

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import trio
 
@@ -20,7 +20,7 @@ from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.events import OPENING_TIMEOUT_S, EventStream, Opening
 from stepflow_trio.transports.http.limits import HttpClientLimits
-from stepflow_trio.transports.http.post_link import Headers, PostLink
+from stepflow_trio.transports.http.post_link import Headers, PostLink, shown_answer
 from stepflow_trio.transports.http.session_link import SessionLink
 from stepflow_trio.transports.http.urls import HttpUrl
 
@@ -47,7 +47,7 @@ async def open_http_link(
     sessions: SessionMode = "auto",
     limits: HttpClientLimits | None = None,
     tls: ssl.SSLContext | None = None,
-    bearer: SecretStr | BearerTokens | None = None,
+    bearer: SecretStr | BearerTokens | str | None = None,
     connect: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
     instances: set[bytes] | None = None,
 ) -> AsyncGenerator[HttpLink]:
@@ -58,16 +58,20 @@ async def open_http_link(
         capabilities: what the runtime says of itself, repeated with every request.
         sessions: whether to open a session.
         limits: the bounds of the client.
-        tls: how to check the server, for ``https``.
+        tls: how to check the server, for ``https``: what ``client_ssl_context`` makes.
         bearer: the token to authenticate with; of several, the current one with each request.
         connect: opens a stream to the worker, where that is not a connection to the address in ``url``.
         instances: the worker's instances that are known, to which others are added; one that is not among
             them makes the link suspect, for it was not initialized.
 
     Raises:
+        ValueError: ``sessions`` is none of its modes.
+        ConfigError: ``url``, ``tls`` or ``bearer`` cannot be used.
         ConnectionLost: the worker cannot be reached; only where a session is tried.
         RemoteProtocolError: it opens a session, but not as the specification says.
     """
+    if sessions not in get_args(SessionMode):
+        raise ValueError(f"sessions is {sessions!r}; it must be one of {', '.join(get_args(SessionMode))}")
     limits = limits or HttpClientLimits()
     said = escape_non_ascii(codec.encode_json(dict(capabilities)))
     headers: Headers = [(b"stepflow-capabilities", said)]
@@ -118,9 +122,10 @@ async def _open_session(
                 instance = [] if instance_id is None else [(b"stepflow-instance-id", instance_id)]
                 yield stream, opening, instance
                 return
-            await response.read(limits.max_header_bytes)
+            body = await response.read(limits.max_header_bytes)
             if response.status not in (404, 405, 406, 501):
-                raise RemoteProtocolError(f"the worker refused a session: HTTP {response.status}")
+                said = f"{client.url} refused a session: {shown_answer(response.status, body)}"
+                raise RemoteProtocolError(said, data={"status": response.status})
     if opening_scope.cancelled_caught:
         detail = f"the worker opened no session within {OPENING_TIMEOUT_S:g} s"
         raise ConnectionLost(LossReason.STREAM_ERROR, detail)

@@ -32,6 +32,9 @@ CLOSE_WITHIN_S = 1.0
 _LEFTOVER_EVENTS = 8
 """So many pieces of an answer that nobody read are dropped if they have arrived, to keep the connection."""
 
+_SHOWN_BYTES = 2
+"""Of an answer: enough to tell what is not HTTP but TLS."""
+
 _OWN_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 _STREAM_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -79,12 +82,15 @@ class HttpConnection:
         """While it is idle: until when it may be used, by trio's clock."""
         self.has_sent = False
         """Whether the server may have taken some of the exchange's bytes."""
+        self.answer_begins = b""
+        """The first bytes that came of the exchange's answer."""
 
     def begin(self, request: h11.Request) -> bytes:
         """Begin an exchange; return the request's head, to be sent."""
         self._is_in_head = True
         self._head_bytes = 0
         self.has_sent = False
+        self.answer_begins = b""
         return self._h11.send(request)
 
     def body_bytes(self, data: bytes) -> list[bytes]:
@@ -169,6 +175,8 @@ class HttpConnection:
                 data = bytes(await self._stream.receive_some(max_bytes))
         except _STREAM_ERRORS as exc:
             raise self._lost_by(exc, "receiving") from exc
+        if not self._head_bytes:
+            self.answer_begins = data[:_SHOWN_BYTES]
         self._head_bytes += len(data)
         self._is_at_end = not data
         self._h11.receive_data(data)

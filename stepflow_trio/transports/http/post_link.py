@@ -281,7 +281,7 @@ class PostLink:
                 body = await response.read(MAX_ERROR_BYTES)
         except StepflowError as exc:
             return str(exc)
-        return None if response.status < 300 else _shown(response.status, body)
+        return None if response.status < 300 else shown_answer(response.status, body)
 
     # ---- what comes ---------------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ def _answer_to(id_: RequestId, body: bytes, *, is_error: bool) -> Success | Fail
 
 def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowError:
     """What a status without a JSON-RPC answer means for the request."""
-    said = f"the worker refused {method}: {_shown(response.status, body)}"
+    said = f"the worker refused {method}: {shown_answer(response.status, body)}"
     if response.status in (429, 503):
         seconds = response.headers.get(b"retry-after") or b""
         data = {"retry_after_s": float(seconds)} if seconds.isdigit() else None
@@ -408,7 +408,19 @@ def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowErr
     return RemoteProtocolError(said, data={"status": response.status})
 
 
-def _shown(status: int, body: bytes) -> str:
-    text = body[: 4 * _MAX_QUOTED_CHARS].decode("utf-8", "replace").strip()
+def shown_answer(status: int, body: bytes) -> str:
+    """A refusal in the server's own words: its status, and what its body says where that is a text.
+
+    Of a JSON object with an ``error``, as ours and others answer, it is that.
+    """
+    text = _error_in(body) or body[: 4 * _MAX_QUOTED_CHARS].decode("utf-8", "replace").strip()
     text = "".join(character if character.isprintable() else " " for character in text)[:_MAX_QUOTED_CHARS]
     return f"HTTP {status}{': ' if text else ''}{text}"
+
+
+def _error_in(body: bytes) -> str:
+    try:
+        error: Any = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return error if isinstance(error, str) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import re
 import ssl
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ class HttpSecurity:
         for name in ("allowed_hosts", "allowed_origins", "open_paths"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} is one string; it must be a list of them")
+        if self.bearer is not None and not isinstance(self.bearer, BearerTokens):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+            raise ConfigError(f"bearer is a {type(self.bearer).__name__}; it must be BearerTokens(…)")
         for host in self.allowed_hosts:
             _allowed_host(host)
         for origin in self.allowed_origins:
@@ -263,9 +266,13 @@ async def _discard_body(receive: Receive) -> None:
         pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TlsFiles:
-    """The PEM files with which a server speaks TLS. They are read when the server starts."""
+    """The PEM files with which a server speaks TLS. They are read when the server starts.
+
+    Raises:
+        ConfigError: what is given for a file is no path.
+    """
 
     certificate: Path
     """Its certificate, followed by those of the authorities between it and the root."""
@@ -273,8 +280,20 @@ class TlsFiles:
     private_key: Path
     """Without a passphrase."""
 
-    client_ca: Path | None = None
+    client_ca: Path | None
     """The authorities of clients. Given, a client without a certificate of theirs is not served."""
+
+    def __init__(
+        self,
+        *,
+        certificate: str | os.PathLike[str],
+        private_key: str | os.PathLike[str],
+        client_ca: str | os.PathLike[str] | None = None,
+    ) -> None:
+        set_field = partial(object.__setattr__, self)  # it is frozen
+        set_field("certificate", _path("certificate", certificate))
+        set_field("private_key", _path("private_key", private_key))
+        set_field("client_ca", None if client_ca is None else _path("client_ca", client_ca))
 
 
 def server_ssl_context(
@@ -286,6 +305,8 @@ def server_ssl_context(
         ConfigError: a file is missing or cannot be read, holds nothing of its kind, or the key is not that of
             the certificate. Its ``place`` is the file.
     """
+    if not isinstance(tls, TlsFiles):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        raise ConfigError(f"tls is a {type(tls).__name__}; for a server it must be TlsFiles(…)")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _use_certificate(context, tls.certificate, tls.private_key)
     if tls.client_ca is not None:
@@ -295,12 +316,15 @@ def server_ssl_context(
 
 
 def client_ssl_context(
-    *, server_ca: Path | None = None, certificate: Path | None = None, private_key: Path | None = None
+    *,
+    server_ca: str | os.PathLike[str] | None = None,
+    certificate: str | os.PathLike[str] | None = None,
+    private_key: str | os.PathLike[str] | None = None,
 ) -> ssl.SSLContext:
     """TLS 1.2 or newer as a client that checks the server's name and certificate.
 
-    ``server_ca`` are the authorities to trust instead of the system's. ``certificate`` is shown, and proved
-    with ``private_key``, to a server that asks for it (mutual TLS).
+    All three are paths of PEM files. ``server_ca`` are the authorities to trust instead of the system's.
+    ``certificate`` is shown, and proved with ``private_key``, to a server that asks for it (mutual TLS).
 
     Raises:
         ConfigError: as :func:`server_ssl_context` says, or only one of the certificate and its key is given.
@@ -309,11 +333,13 @@ def client_ssl_context(
     if server_ca is None:
         context.load_default_certs()
     else:
-        _trust(context, server_ca)
+        _trust(context, _path("server_ca", server_ca))
     if certificate is not None and private_key is not None:
-        _use_certificate(context, certificate, private_key)
+        _use_certificate(context, _path("certificate", certificate), _path("private_key", private_key))
     elif certificate is not None or private_key is not None:
-        given, missing = ("certificate", "private_key") if certificate else ("private_key", "certificate")
+        given, missing = (
+            ("certificate", "private_key") if certificate is not None else ("private_key", "certificate")
+        )
         raise ConfigError(f"{given} is given without {missing}: a client shows both or none")
     return _finish(context, ["http/1.1"])
 
@@ -350,6 +376,13 @@ def _trust(context: ssl.SSLContext, ca: Path) -> None:
         context.load_verify_locations(ca)
     except ssl.SSLError as exc:
         raise ConfigError(f"it holds no PEM certificate that can be used: {exc.reason}", str(ca)) from exc
+
+
+def _path(name: str, given: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(given)
+    except TypeError:
+        raise ConfigError(f"{name} is a {type(given).__name__}; it must be the path of a PEM file") from None
 
 
 def _check_readable(path: Path) -> None:
