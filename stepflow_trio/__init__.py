@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from stepflow_trio.runtime import Run as Run
     from stepflow_trio.runtime import Runtime as Runtime
     from stepflow_trio.runtime import open_runtime as open_runtime
+    from stepflow_trio.runtime.rest_api import RestApi as RestApi
     from stepflow_trio.transports.http.bearer import BearerTokens as BearerTokens
     from stepflow_trio.transports.http.bearer import SecretStr as SecretStr
     from stepflow_trio.transports.http.limits import HttpClientLimits as HttpClientLimits
@@ -68,6 +69,7 @@ _ROOMS = {
     "flows.model": "Fail Retry UseDefault",
     "protocol.peer": "Role",
     "runtime": "Run Runtime open_runtime",
+    "runtime.rest_api": "RestApi",
     "transports.http.bearer": "BearerTokens SecretStr",
     "transports.http.limits": "HttpClientLimits HttpServerLimits",
     "transports.http.links": "open_http_link",

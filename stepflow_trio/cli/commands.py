@@ -220,15 +220,14 @@ def serve(config: str | None, port: int | None, host: str | None, **options: Any
     """
     from stepflow_trio.cli.serving import serve_configured
 
-    address = host or "127.0.0.1"
     return serve_configured(
         config,
-        bind=f"[{address}]:{7840 if port is None else port}" if ":" in address
-        else f"{address}:{7840 if port is None else port}",
+        host=host or "127.0.0.1",
+        port=7840 if port is None else port,
         bearer_token_file=options["bearer_token_file"],
         allowed_hosts=list(options["allowed_host"]),
         allow_insecure_bind=options["allow_insecure_bind"],
-    )  # fmt: skip
+    )
 
 
 @commands.command(context_settings=CONTEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import trio
 
 from stepflow_trio.cli.configuration import read_configuration
-from stepflow_trio.cli.exits import complain
+from stepflow_trio.cli.exits import Unusable, complain
 from stepflow_trio.cli.interruption import heeded_signals
 from stepflow_trio.cli.plain_text import plain_line
 from stepflow_trio.cli.standard_output import write_line
@@ -32,7 +33,8 @@ from stepflow_trio.worker.process import allow_many_descriptors
 def serve_configured(
     config_path: str | None,
     *,
-    bind: str,
+    host: str,
+    port: int,
     bearer_token_file: str | None,
     allowed_hosts: list[str],
     allow_insecure_bind: bool,
@@ -43,10 +45,15 @@ def serve_configured(
     second signal ends it at once.
 
     Raises:
-        ConfigError: the configuration or the file of tokens cannot be used; or other machines could reach
-            the server, and neither a token is asked for nor anything says that this is meant.
+        Unusable: other machines could reach it without a token, and nothing says that this is meant.
+        ConfigError: the configuration, the file of tokens or an address cannot be used.
         BindFailed: it cannot listen there.
     """
+    if bearer_token_file is None and not allow_insecure_bind and _lets_others_in(host):
+        raise Unusable(
+            f"--host {host} lets other machines in, and whoever reaches the server could run anything: give "
+            "--bearer-token-file, or say --allow-insecure-bind"
+        )
     allow_many_descriptors()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     config = read_configuration(config_path, beside=Path())
@@ -54,6 +61,7 @@ def serve_configured(
         complain(warning)
     bearer = None if bearer_token_file is None else BearerTokens.from_file(bearer_token_file)
     security = HttpSecurity(allowed_hosts=allowed_hosts, bearer=bearer, open_paths=(HEALTH_PATH,))
+    bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     trio.run(_serve, config, bind, security, allow_insecure_bind)
     return 0
 
@@ -86,6 +94,14 @@ async def _serve(config: Config, bind: str, security: HttpSecurity, allow_insecu
                 complain(f"serving {host.url}/api/v1")
                 await stop.wait()
             nursery.cancel_scope.cancel(reason="the server has ended")
+
+
+def _lets_others_in(host: str) -> bool:
+    """Whether it is an address that other machines reach; of a name, the server finds out."""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _show(event: Event) -> None:

@@ -72,7 +72,7 @@ def test_what_is_wrong_with_the_types_is_said_on_stderr_and_the_flow_is_written(
     ran = cli("infer", given, "--config", CONFIG)
     assert ran.code == 2
     assert ran.stderr.startswith(
-        f'{given}:7:69: error: step "again" demands string of $.n of the input, step "only" integer: '
+        f'{given}:7:67: error: step "again" demands string of $.n of the input, step "only" integer: '
         "no value is both [2100 at $.steps[1].input.why.$input]\n"
     )
     assert read_flow(ran.stdout, name="out.yaml").schemas == {

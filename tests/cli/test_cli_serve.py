@@ -111,6 +111,23 @@ def test_an_interrupted_submit_leaves_the_run_and_a_stopped_server_cancels_it(
     assert time.monotonic() - before < 10
 
 
+def test_a_stream_that_somebody_reads_holds_the_end_up_for_a_bounded_time(
+    cli: Cli, flow: WriteFlow, server: Server
+) -> None:
+    ran = cli("submit", "--url", server.url, "--flow", flow("/crew/wait"), "--input-json", "1", "--no-wait")
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
+    try:
+        connection.request("GET", f"/api/v1/runs/{json.loads(ran.stdout)['runId']}/events")
+        response = connection.getresponse()
+        assert response.readline() == b"id: 1\n"
+        before = time.monotonic()
+        server.started.signal(signal.SIGTERM)
+        assert server.started.finish().code == 0
+        assert time.monotonic() - before < 10
+    finally:
+        connection.close()
+
+
 def test_a_server_asks_for_the_token_in_its_file(
     cli: Cli, start: Start, flow: WriteFlow, tmp_path: Path
 ) -> None:
@@ -139,7 +156,7 @@ def test_a_server_asks_for_the_token_in_its_file(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--host", "0.0.0.0"], 2, "allow_insecure_bind"),  # noqa: S104 — refused
+        (["--host", "0.0.0.0"], 2, "--allow-insecure-bind"),  # noqa: S104 — refused
         (["--host", "no host"], 2, "bind"),
         (["--port", "70000"], 2, "70000"),
         (["--config", "none.yml"], 2, "none.yml"),

@@ -243,6 +243,7 @@ async def test_a_stream_ends_where_the_run_s_end_cannot_be_recorded(autojump_clo
             kinds: list[str] = []
             while (event := await stream.event()) is not None:
                 kinds.append(event.type)
+            assert trio.current_time() == 1, "at once"
     assert kinds == ["itemEnded"]
 
 

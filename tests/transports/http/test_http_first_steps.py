@@ -127,9 +127,7 @@ async def test_a_client_certificate_that_is_missing_or_not_trusted_is_suspected(
     context = made.client(shown)
     context.maximum_version = version
     async with Worker().open_http("localhost", tls=made.server(client_ca="ca")) as http:
-        with pytest.raises(
-            ConnectionLost, match=r"may ask for a client certificate: tls\.certificate, "
-        ):
+        with pytest.raises(ConnectionLost, match=r"may ask for a client certificate: tls\.certificate, "):
             await get(http.url, tls=context)
         assert await get(http.url, tls=made.client("client")) == 200
 
