@@ -325,7 +325,7 @@ class _Expressions:
         otherwise = constant(None)
         if expression.otherwise is not None:
             otherwise = self.type_of(expression.otherwise, (*at, "else"))
-        if False:
+        if isinstance(expression.condition, (Constant, Literal)):
             value = expression.condition.value
             return then if value is not None and value is not False else otherwise
         return union([then, otherwise])
