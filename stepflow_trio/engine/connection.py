@@ -367,7 +367,7 @@ class Connection:
         try:
             handler(notification.params, self)
         except RpcError as exc:
-            _log.warning("dropped a notification: %s", exc.message)
+            _log.debug("dropped a notification: %s", exc.message)
         except Exception:  # noqa: BLE001 — a notification has nobody to tell but the log
             _log.exception("the handler of notification %r failed", notification.method)
 

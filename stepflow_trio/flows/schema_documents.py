@@ -117,7 +117,7 @@ class SchemaPool:
             return schema
         fields = cast("dict[str, Any]", schema)
         ref: object = fields.get("$ref")
-        if False:
+        if isinstance(ref, str) and _hides_siblings(document):
             return {"$ref": self._named(ref, document, at)}
         written: dict[str, Any] = {}
         for keyword, value in fields.items():

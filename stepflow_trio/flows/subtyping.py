@@ -398,6 +398,8 @@ class _Comparison:
     def _is_empty(self, alternative: Alternative, depth: int) -> bool:
         """Whether no value is described, as far as that is easily seen."""
         facts = alternative.facts
+        if any(self._alternative(alternative, its, ()).fits is Fits.ALL for its in alternative.rivals):
+            return True
         if alternative.values is not None or depth > 5:
             return False
         match alternative.type:

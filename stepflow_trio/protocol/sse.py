@@ -63,6 +63,8 @@ class EventParser:
         self._data: bytes | bytearray | None = None
         self._last_id = ""
         self._retry_ms: int | None = None
+        self.comments = 0
+        """Comments that have come: what keeps a silent stream alive."""
 
     def feed(self, data: bytes) -> list[ServerEvent | EventRejected]:
         """Take the next bytes; return the events they complete. Never raises."""
@@ -104,7 +106,9 @@ class EventParser:
                     self._data = None
                 self._type = ""
                 self._event_bytes = 0
-            elif not line.startswith(b":"):
+            elif line.startswith(b":"):
+                self.comments += 1
+            else:
                 if self._event_bytes + len(line) > self._max_event_bytes:
                     return [*events, self._reject()]
                 self._take_field(line)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import trio
 
 from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.transports.http.dead_peers import notice_dead_peers
 from stepflow_trio.transports.http.limits import HttpServerLimits
 from stepflow_trio.transports.http.request_limits import OpenConnections
 
@@ -94,7 +95,7 @@ class _Door:
 
     async def accept(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         if isinstance(listener, trio.SocketListener):
-            _notice_dead_clients(listener.socket, self._limits.send_timeout_s)
+            notice_dead_peers(listener.socket, self._limits.send_timeout_s)
         while True:
             try:
                 stream = await listener.accept()
@@ -150,12 +151,3 @@ def _addresses(stream: trio.abc.Stream) -> tuple[Address | None, Address | None]
     if stream.socket.family == socket.AF_UNIX:
         return None, (str(server), None)
     return (client[0], client[1]), (server[0], server[1])
-
-
-def _notice_dead_clients(listener: trio.socket.SocketType, after_s: float) -> None:
-    """Have the connections of a listener fail where nothing comes back from the client's host for so long."""
-    with suppress(OSError, AttributeError):  # an option that this system or this kind of socket lacks
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(after_s / 2)))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(after_s / 4)))
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(after_s * 1000)))

@@ -22,6 +22,7 @@ from stepflow_trio.errors import (
     StepflowError,
 )
 from stepflow_trio.transports.http.bearer import BearerTokens, SecretStr, as_secret, authorization
+from stepflow_trio.transports.http.dead_peers import notice_dead_peers
 from stepflow_trio.transports.http.limits import HttpClientLimits
 from stepflow_trio.transports.http.pool import (
     ConnectionPool,
@@ -294,6 +295,8 @@ class HttpClient:
     async def _connect_through_tls(self) -> HttpConnection:
         try:
             transport = await self._connect()
+            if isinstance(transport, trio.SocketStream):
+                notice_dead_peers(transport.socket, self._limits.send_timeout_s)
         except (OSError, trio.BrokenResourceError) as exc:
             raise ConnectFailed(self.url.origin, why_failed(exc), is_local=is_own_lack(exc)) from exc
         if self._tls is None:

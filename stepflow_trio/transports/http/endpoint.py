@@ -171,7 +171,8 @@ class HttpEndpoint:
         if method == "POST" and path == "/":
             await self._post(scope, receive, send)
         elif path == "/health" and method in ("GET", "HEAD"):
-            await send_json(send, 200, self._health())
+            # To a balancer, a worker that ends is one to lead nobody to any more.
+            await send_json(send, 503 if self._stopping.is_set() else 200, self._health())
         elif path == "/runtime/events" and method == "GET":
             await self._open_session(scope, receive, send)
         elif allowed := {"/": b"POST", "/health": b"GET, HEAD", "/runtime/events": b"GET"}.get(path):
@@ -182,7 +183,7 @@ class HttpEndpoint:
     def _health(self) -> bytes:
         return codec.encode_json(
             {
-                "status": "healthy",
+                "status": "stopping" if self._stopping.is_set() else "healthy",
                 "instanceId": self.instance_id,
                 "timestamp": datetime.fromtimestamp(time.time(), UTC).isoformat(),
                 "service": self._name,
@@ -278,7 +279,10 @@ class HttpEndpoint:
     # ---- sessions -----------------------------------------------------------------------------------
 
     def _find_session(self, query: bytes) -> tuple[Session, Served]:
-        ids = parse_qs(query.decode("ascii", "replace"), max_num_fields=16).get("sessionId", [])
+        try:
+            ids = parse_qs(query.decode("ascii", "replace"), max_num_fields=16).get("sessionId", [])
+        except ValueError:  # more fields than that
+            ids = []
         found = self._sessions.get(ids[0]) if len(ids) == 1 else None
         if found is None:
             raise Refusal(404, "there is no such session, or it is over: open another one")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import trio
+from msgspec import UNSET
 
+from stepflow_trio.engine.connection import RETRY_AFTER_S
 from stepflow_trio.engine.link import Arrival
 from stepflow_trio.errors import (
     ConnectFailed,
@@ -23,6 +25,7 @@ from stepflow_trio.errors import (
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.dialects import TransportKind
 from stepflow_trio.protocol.messages import (
+    Batch,
     ErrorObject,
     Failure,
     Malformed,
@@ -45,7 +48,7 @@ ONE_WAY_TIMEOUT_S = 30.0
 """What gets no answer but 202 is given up after so long: nothing happens for it meanwhile."""
 
 MAX_CALLBACKS = 1024
-"""Callbacks of one request that wait for answers at once. A further one is not read until one is answered."""
+"""Callbacks of one request that wait for answers at once. A further one is refused with −32304."""
 
 MIN_PATIENCE_S = 45.0
 """A stream that has had heartbeats is given up after three that did not come, but not earlier than this."""
@@ -54,6 +57,8 @@ MAX_ERROR_BYTES = 64 * 2**10
 """Read of the body of an answer that is an error of HTTP."""
 
 _MAX_QUOTED_CHARS = 200
+
+_BEARER = re.compile(r"bearer\s+\S+", re.IGNORECASE)
 
 _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Of a proxy or a server in trouble: another attempt may succeed. Other statuses stay what they are."""
@@ -69,7 +74,6 @@ class _Exchange:
         self.instance_id: bytes | None = None
         self.asked_back: dict[RequestId, trio.CancelScope] = {}
         """Callbacks that wait for their answers, and the scopes in which those are sent."""
-        self.room = trio.lowlevel.ParkingLot()
 
 
 class PostLink:
@@ -246,7 +250,6 @@ class PostLink:
                 exchange.scope.cancel(reason="its callback cannot be answered")
             elif exchange.asked_back.pop(callback, None) is not None:
                 del self._asking[callback]
-                exchange.room.unpark()
 
     async def _send_answer_in_session(self, frame: bytes) -> None:
         problem = await self._post_one_way(frame, [])
@@ -311,16 +314,29 @@ class PostLink:
         parser = EventParser(self._max_event_bytes)
         pulse = _Pulse()
         while chunk := await pulse.receive(response):
-            for event in parser.feed(chunk):
+            comments = parser.comments
+            events = parser.feed(chunk)
+            pulse.beat(is_heartbeat=parser.comments > comments)
+            for event in events:
                 if type(event) is EventRejected:
                     raise RemoteProtocolError(event.detail, code=ErrorCode.GARBLED_MESSAGE)
                 message = codec.decode(event.data)
-                if type(message) is Request:
+                if type(message) is Batch:
+                    for item in message.items:
+                        if type(item) is Request:
+                            await self._ask_back(item, exchange, id_)
+                        elif not is_answer(item):
+                            self.arrive(item)
+                elif type(message) is Request:
                     await self._ask_back(message, exchange, id_)
+                elif type(message) is Malformed and not is_answer(message) and b'"method"' in event.data:
+                    # It may be a callback, for whose answer the component would wait for ever.
+                    problem = f"an event cannot be read: {message.error.message} {message.error.data}"
+                    raise RemoteProtocolError(problem, code=ErrorCode.GARBLED_MESSAGE)
                 elif not is_answer(message):
                     self.arrive(message)
                 elif message.id != id_:
-                    _log.warning("the worker answered %.80r on the stream of %r", message.id, id_)
+                    _log.debug("the worker answered %.80r on the stream of %r", message.id, id_)
                 else:
                     self.arrive(message)
                     with trio.move_on_after(END_OF_STREAM_S):
@@ -338,8 +354,13 @@ class PostLink:
             self._instances.add(instance_id)
 
     async def _ask_back(self, callback: Request, exchange: _Exchange, id_: RequestId) -> None:
-        while len(exchange.asked_back) >= MAX_CALLBACKS:
-            await exchange.room.park()
+        if len(exchange.asked_back) >= MAX_CALLBACKS:
+            # Read on: the answer, or what ends the others, may stand behind it.
+            data = {"retry_after_s": RETRY_AFTER_S}
+            error = ErrorObject(ErrorCode.OVERLOADED, "Too many callbacks wait for their answers", data)
+            headers = [(b"stepflow-instance-id", exchange.instance_id)] if exchange.instance_id else []
+            await self._post_one_way(codec.encode_failure(error, callback.id), headers)
+            return
         if callback.id in self._asking:
             message = f"the worker calls back with id {callback.id!r:.80}, which is still in flight"
             raise RemoteProtocolError(message, code=ErrorCode.INVALID_REQUEST)
@@ -367,11 +388,14 @@ class _Pulse:
         if chunk is None:
             detail = f"the worker's event stream brought nothing for {self._patience_s:g} s"
             raise ConnectionLost(LossReason.IDLE_TIMEOUT, detail)
+        return chunk
+
+    def beat(self, *, is_heartbeat: bool) -> None:
+        """Note that something has come, and whether a heartbeat was in it."""
         now = trio.current_time()
-        if chunk.startswith(b":"):
+        if is_heartbeat:
             self._patience_s = max(MIN_PATIENCE_S, 3 * (now - self._last_came))
         self._last_came = now
-        return chunk
 
 
 def _answer_to(id_: RequestId, body: bytes, *, is_error: bool) -> Success | Failure | Malformed | None:
@@ -385,12 +409,13 @@ def _answer_to(id_: RequestId, body: bytes, *, is_error: bool) -> Success | Fail
     if type(message) is Failure and message.id is None:
         return Failure(message.error, id_)
     if is_error:
-        try:
-            value: Any = json.loads(body)
-            error: Any = value["error"]
-            return Failure(ErrorObject(int(error["code"]), str(error["message"]), error.get("data")), id_)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
+        match _json_in(body):
+            case {"error": {"code": int() as code, "message": str() as text, **rest}} if (
+                type(code) is int and -(2**53) < code < 2**53
+            ):
+                return Failure(ErrorObject(code, text, rest.get("data", UNSET)), id_)
+            case _:
+                return None
     detail = message.error.data if type(message) is Malformed else "it answers another request"
     error = ErrorObject(ErrorCode.GARBLED_MESSAGE, "not an answer to this request", detail)
     return Malformed(error, id_, is_response=True)
@@ -415,12 +440,20 @@ def shown_answer(status: int, body: bytes) -> str:
     """
     text = _error_in(body) or body[: 4 * _MAX_QUOTED_CHARS].decode("utf-8", "replace").strip()
     text = "".join(character if character.isprintable() else " " for character in text)[:_MAX_QUOTED_CHARS]
+    text = _BEARER.sub("Bearer …", text)  # of a server that shows what it was sent
     return f"HTTP {status}{': ' if text else ''}{text}"
 
 
 def _error_in(body: bytes) -> str:
+    match _json_in(body):
+        case {"error": str() as error}:
+            return error
+        case _:
+            return ""
+
+
+def _json_in(body: bytes) -> Any:
     try:
-        error: Any = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return error if isinstance(error, str) else ""
+        return codec.decode_json(body)
+    except ValueError:
+        return None

@@ -472,3 +472,11 @@ async def test_capabilities_that_cannot_be_read_are_400(said: bytes) -> None:
     )
     assert status == 400
     assert (answer["id"], answer["error"]["code"]) == (3, -32602)
+
+
+async def test_a_stopping_endpoint_tells_balancers_so() -> None:
+    stage = Stage()
+    stage.endpoint.stop()
+    async with request(stage.endpoint, "GET", "/health") as response:
+        assert (await response.json())["status"] == "stopping"
+    assert response.status == 503

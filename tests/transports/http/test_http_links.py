@@ -587,7 +587,7 @@ async def test_a_request_waits_for_the_notification_before_it() -> None:
     assert arrived == ["initialized", "m"]
 
 
-async def test_callbacks_are_read_no_faster_than_they_are_answered(
+async def test_callbacks_over_the_bound_are_refused_and_what_stands_behind_them_is_read(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     monkeypatch.setattr(post_link, "MAX_CALLBACKS", 4)
@@ -794,3 +794,87 @@ async def test_only_an_instance_that_was_never_met_makes_a_link_suspect() -> Non
                 await execute(connection, "/ask", text="x")
             assert link.is_suspect == expected
     assert instances == {b"one", b"two"}
+
+
+@pytest.mark.parametrize("error", [
+    b'{"code":1e999,"message":"x"}',
+    b'{"code":1%s,"message":"x"}' % (b"0" * 300),
+    b'{"code":true,"message":"x"}',
+    b'{"code":1.5,"message":"x"}',
+    b'{"code":1,"message":"\\ud800"}',
+    b'{"code":1,"message":"x","data":NaN}',
+    b'{"code":1,"message":"x","data":%s}' % (b"[" * 400 + b"]" * 400),
+])  # fmt: skip
+async def test_an_error_that_could_not_be_passed_on_costs_its_own_call_alone(error: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        is_good = request.get("method") == "good"
+        body = b'{"jsonrpc":"2.0","id":ID,"result":1}' if is_good else b'{"error":' + error + b"}"
+        await answering(200 if is_good else 500, body)(scope, _once(request), send)
+
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        with pytest.raises(ConnectionLost, match="HTTP 500"):
+            await connection.call("bad")
+        assert await connection.call("good") == 1
+
+
+async def test_an_event_that_is_cut_before_a_colon_is_no_heartbeat(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        note = b': {"jsonrpc":"2.0","method":"n"}\n\n'
+        for piece in (b"data", note):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await trio.sleep(1)
+        await trio.sleep(500)
+        await send({"type": "http.response.body", "body": answered(request, 1)})
+
+    async with (
+        open_link(app) as (link, _),
+        open_connection(link, offered(), role=Role.RUNTIME) as connection,
+    ):
+        assert await connection.call("m") == 1
+
+
+@pytest.mark.parametrize("callback", [
+    b'{"jsonrpc":"2.0","id":"cb","method":"blobs/put","params":%s}' % (b"[" * 400 + b"]" * 400),
+    b'{"jsonrpc":"2.0","id":"cb","method":"blobs/put","params":{"da',
+])  # fmt: skip
+async def test_a_callback_that_cannot_be_read_fails_its_call(callback: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="an event cannot be read"):
+        await call(answering(200, b"data: " + callback + b"\n\n", SSE))
+
+
+async def test_an_array_of_callbacks_is_answered_one_by_one() -> None:
+    answers: dict[str, trio.Event] = {"one": trio.Event(), "two": trio.Event()}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = json.loads((await receive())["body"])
+        if "id" not in request or "method" not in request:
+            if "id" in request:
+                answers[request["id"]].set()
+            await answering(202, b"")(scope, _once(request), send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE)]})
+        asked = [
+            {"jsonrpc": "2.0", "id": id_, "method": "blobs/put", "params": {"data": 1}} for id_ in answers
+        ]
+        body = b"data: " + json.dumps(asked).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        for each in answers.values():
+            await each.wait()
+        await send({"type": "http.response.body", "body": answered(request, 2)})
+
+    assert await call(app) == 2
+
+
+async def test_a_token_that_a_server_shows_is_not_shown_on() -> None:
+    with pytest.raises(ConnectionLost) as caught:
+        await call(answering(502, b"you sent Authorization: Bearer sekrit-token-123456 !", b"text/plain"))
+    assert "sekrit" not in str(caught.value)
+    assert "Bearer …" in str(caught.value)

@@ -185,7 +185,9 @@ async def test_a_host_that_logs_a_request_keeps_the_id_of_its_session_to_itself(
     assert "0123456789abcdef" not in caplog.text
 
 
-@pytest.mark.parametrize("query", ["sessionId=nope", "sessionId=", "other=1", "sessionId=a&sessionId=b"])
+@pytest.mark.parametrize(
+    "query", ["sessionId=nope", "sessionId=", "other=1", "sessionId=a&sessionId=b", "a=1&" * 20]
+)
 async def test_an_unknown_session_is_404(query: str) -> None:
     status, answer = await post(Stage().endpoint, execute("/add", a=1, b=2), f"/?{query}")
     assert status == 404
