@@ -78,6 +78,24 @@ def test_a_worker_that_cannot_be_asked_makes_the_check_incomplete(
     assert cli("validate", given, "--type-check", "--config", config).code == 0
 
 
+def test_a_path_that_leads_to_several_plugins_by_its_input_has_no_types(
+    cli: Cli, flow: WriteFlow, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yml"
+    text = CONFIG.read_text(encoding="utf-8").replace(
+        "args: [worker.py]", f"args: [{CONFIG.parent / 'worker.py'}]"
+    )
+    crew = text.partition("  crew:\n")[2].partition("routes:")[0]
+    rule = "- plugin: other\n      conditions: [{ path: $.lines, value: 1 }]\n    - plugin: crew\n"
+    text = text.replace("routes:", f"  other:\n{crew}routes:").replace("- plugin: crew\n", rule)
+    config.write_text(text, encoding="utf-8")
+    ran = cli(
+        "validate", flow("/crew/chatter", "{ lines: x }"), "--type-check", "--strict", "--config", config
+    )
+    assert ran.code == 0
+    assert "/crew/chatter does not say what it returns" in ran.stdout
+
+
 def test_nothing_is_started_for_a_flow_that_is_wrong_already(cli: Cli, flow: WriteFlow) -> None:
     given = flow("/crew/die", "{ $step: nowhere }")
     ran = cli("validate", given, "--type-check", "--config", CONFIG)

@@ -148,6 +148,10 @@ def test_a_definition_of_the_flow_s_own_keeps_its_place():
             [("/x/add", {"a": 1, "b": {"$input": "$.n"}}), ("/x/add", {"a": {"$input": "$.n"}, "b": 1})],
             fields("n", n=INTEGER),
         ),
+        (
+            [("/x/add", {"a": {"$input": "$.n"}, "b": 1}), ("/x/add", {"a": 1, "b": {"$input": "$.n"}})],
+            fields("n", n=INTEGER),
+        ),
         # What is not always read is not required.
         (
             [("/x/greet", {"$if": {"$input": "$.c"}, "then": {"$input": "$.x"}, "else": {"$input": "$.y"}})],

@@ -118,6 +118,8 @@ def problems(sub, sup):
         (obj("a"), {"type": "object", "minProperties": 1}, YES),
         (obj(a=STRING), {"type": "object", "maxProperties": 1}, YES),
         ({"properties": {"a": STRING}}, obj(a=STRING, closed=False), INDETERMINATE),
+        (obj(a=STRING, closed=False), {"type": "object", "properties": {"b": False}}, INDETERMINATE),
+        ({**obj("a", a=STRING, b=STRING), "maxProperties": 1}, obj(a=STRING, b=INTEGER), INDETERMINATE),
         # Arrays
         ({"type": "array", "items": INTEGER}, {"type": "array", "items": NUMBER}, YES),
         ({"type": "array", "items": STRING}, {"type": "array", "items": NUMBER}, NO),
@@ -227,6 +229,7 @@ def test_schemas_without_a_common_value_are_told_from_those_with_some():
         ({"type": ["string", "null"]}, STRING),
         (NUMBER, INTEGER),
         (obj(a=STRING), obj(a=INTEGER)),
+        ({"type": "array", "items": STRING}, {"type": "array", "items": NULL}),
     ):
         assert answer(sub, sup).verdict is NO
         assert not answer(sub, sup).is_disjoint
@@ -245,13 +248,20 @@ def test_schemas_of_a_hundred_members_and_deep_unions_are_compared_quickly():
 
 
 def test_what_would_take_too_long_is_indeterminate():
-    doubling = {"$defs": {"d0": STRING}, "$ref": "#/$defs/d30"}
-    for i in range(30):
-        doubling["$defs"][f"d{i + 1}"] = obj(
-            "l", "r", l={"$ref": f"#/$defs/d{i}"}, r={"$ref": f"#/$defs/d{i}"}
-        )
-    other = {**doubling, "$defs": {**doubling["$defs"], "d0": {"type": ["string"], "minLength": 1}}}
-    assert answer(doubling, other).verdict is INDETERMINATE
+    # Five members of five members …: neither too deep nor too wide, but too many.
+    levels = 10
+    tree = {"$defs": {"d0": STRING}, "$ref": f"#/$defs/d{levels}"}
+    for i in range(levels):
+        below = {"$ref": f"#/$defs/d{i}"}
+        tree["$defs"][f"d{i + 1}"] = obj(*"abcde", **dict.fromkeys("abcde", below))
+    other = {**tree, "$defs": {**tree["$defs"], "d0": {"type": ["string"], "minLength": 1}}}
+    assert answer(tree, other).verdict is INDETERMINATE
+    deep = {
+        "$defs": {"d0": STRING, **{f"d{i + 1}": obj("a", a={"$ref": f"#/$defs/d{i}"}) for i in range(500)}}
+    }
+    shallow = {**deep, "$defs": {**deep["$defs"], "d0": INTEGER}}
+    ref = {"$ref": "#/$defs/d500"}
+    assert answer({**deep, **ref}, {**shallow, **ref}).verdict is INDETERMINATE
     combinations = {
         "allOf": [{"anyOf": [obj(**{f"a{i}": STRING}), obj(**{f"b{i}": STRING})]} for i in range(20)]
     }

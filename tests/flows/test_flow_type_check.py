@@ -47,7 +47,10 @@ COMPONENTS = {
     "/x/user": takes({"type": "object"}, USER),
     "/x/greet": takes(STRING, STRING),
     "/x/maybe": takes(None, {"type": ["string", "null"]}),
+    "/x/nobody": takes(None, {"anyOf": [USER, NULL], "$defs": USER["$defs"]}),
     "/x/untyped": takes(None),
+    "/x/anything": takes({}, {}),
+    "/x/wrong": takes({"type": "strng"}, {"properties": []}),
     "/x/shout": takes(fields(loud={"type": "boolean", "default": True}), STRING),
     "/models/{name}": takes(STRING, fields("text", text=STRING)),
 }
@@ -131,6 +134,8 @@ def test_a_mismatch_has_the_parts_of_its_message_as_data():
         ("{$step: user, path: age}", "$ is an integer or null, where a string fits"),
         ("{$step: user, path: $.boss.name}", None),
         ("{$step: maybe}", "$ may be null, where a string fits"),
+        ("{$step: nobody, path: name}", "$ may be null, where a string fits"),
+        ("{$coalesce: [{$step: nobody, path: name}, x]}", None),
         ("{$coalesce: [{$step: maybe}, x]}", None),
         ("{$coalesce: [{$step: maybe}, 1]}", "$ may be a number, where a string fits"),
         ("{$coalesce: [{$step: maybe}]}", "$ may be null, where a string fits"),
@@ -168,12 +173,13 @@ schemas:
 steps:
 - {{id: user, component: /x/user, input: {{}}}}
 - {{id: maybe, component: /x/maybe}}
+- {{id: nobody, component: /x/nobody}}
 - {{id: untyped, component: /x/untyped}}
 - {{id: defaulted, component: /x/greet, input: x, onError: {{action: useDefault}}}}
 - {{id: replaced, component: /x/greet, input: x, onError: {{action: useDefault, defaultValue: y}}}}
 - {{id: declared, component: /x/untyped}}
 - {{id: reads, component: /x/greet, input: {expression}}}
-output: [{{$step: reads}}, {{$step: untyped}}, {{$step: user}}, {{$step: maybe}}]
+output: [{{$step: reads}}, {{$step: untyped}}, {{$step: user}}, {{$step: maybe}}, {{$step: nobody}}]
 """
     said = [d.data["detail"] for d in check(text) if d.kind is Kind.TYPE_MISMATCH]
     assert said == ([problem] if problem is not None else [])
@@ -281,7 +287,8 @@ steps:
 - {id: b, component: /x/greet, input: {$step: a, path: $.x}}
 - {id: c, component: /x/add, input: {$input: $}}
 - {id: d, component: /nowhere/at/all}
-output: [{$step: b}, {$step: c}, {$step: d}]
+- {id: e, component: /x/anything}
+output: [{$step: b}, {$step: c}, {$step: d}, {$step: e}]
 """
     assert found(text) == []
     strict = check(text, strict=True)
@@ -292,6 +299,7 @@ output: [{$step: b}, {$step: c}, {$step: d}]
         (Kind.TYPE_CHECK_INDETERMINATE, 3),
         (Kind.TYPE_CHECK_INDETERMINATE, 4),
         (Kind.UNTYPED_COMPONENT_OUTPUT, 5),
+        (Kind.UNTYPED_COMPONENT_OUTPUT, 6),
     ]
     access = strict[1].to_json()
     assert access["experimental"] is True
@@ -309,6 +317,27 @@ def test_a_component_that_is_not_listed_is_warned_of_where_another_has_nearly_it
         'did you mean "/x/greet"?',
     )
     assert check(text, components={}) == []
+
+
+def test_a_schema_of_a_component_that_is_none_is_warned_of_and_says_nothing():
+    text = "steps: [{id: a, component: /x/wrong, input: 1}]\noutput: {$step: a, path: x}"
+    warnings = check(text)
+    assert [(d.kind, d.place.column) for d in warnings] == [(Kind.UNTYPED_COMPONENT_OUTPUT, 28)] * 2
+    assert "a schema of /x/wrong is no JSON Schema, and nothing is checked by it: " in warnings[0].message
+
+
+def test_a_variable_is_what_is_declared_of_it_and_what_it_is_without_a_value():
+    declared = {
+        "text": STRING,
+        "long": {"type": "string", "minLength": 1},
+        "given": {"type": "integer", "default": "x"},
+    }
+    value = {
+        "schemas": {"properties": {"variables": {"type": "object", "properties": declared}}},
+        "output": [{"$variable": name} for name in declared],
+    }
+    types = check_types(flow_from_json(value), {})
+    assert shown(types.output) == '[string, string | "", integer | "x"]'
 
 
 def test_types_of_all_steps_and_of_the_output_are_given():
