@@ -360,6 +360,7 @@ async def test_a_notification_handler_that_fails_is_logged_and_answered_by_nobod
 async def test_a_notification_whose_params_do_not_fit_is_dropped(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "stepflow_trio.engine")  # higher, a peer could flood the log
     heard: list[Any] = []
     handlers = offering()
     handlers.on_notification(PROGRESS_UPDATE, lambda params, _: heard.append(params))

@@ -58,7 +58,7 @@ MAX_ERROR_BYTES = 64 * 2**10
 
 _MAX_QUOTED_CHARS = 200
 
-_BEARER = re.compile(r"bearer\s+\S+", re.IGNORECASE)
+_BEARER = re.compile(r"bearer\s+[A-Za-z0-9._~+/-]{8,}=*", re.IGNORECASE)
 
 _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Of a proxy or a server in trouble: another attempt may succeed. Other statuses stay what they are."""
