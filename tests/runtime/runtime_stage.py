@@ -6,13 +6,15 @@ import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import trio
 
-from stepflow_trio import Context, Worker
+from stepflow_trio import Context, RunFailed, Runtime, Worker, open_runtime
 from stepflow_trio.engine import Connection, Handlers, Link, RequestContext, open_connection
 from stepflow_trio.protocol import methods
 from stepflow_trio.protocol.payloads import ExecuteParams, ExecuteResult
@@ -212,6 +214,26 @@ def processes(retries: int = 0, *, delay_s: float = 0.0, **plugins: StdioPluginC
         source="of a test",
     )
     return retrying(retries, backoff=Constant(delay_s=delay_s), base=base)
+
+
+@asynccontextmanager
+async def running(config: Config, **more: Any) -> AsyncGenerator[Runtime]:
+    """A runtime, for at most 20 seconds."""
+    with trio.fail_after(20):
+        async with open_runtime(config, **more) as runtime:
+            yield runtime
+
+
+async def failure_of(runtime: Runtime, *run: Any) -> RunFailed:
+    with pytest.raises(RunFailed) as caught:
+        await runtime.run(*run)
+    return caught.value
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 — what is waited for happens in another process
+            await trio.sleep(0.005)
 
 
 def open_descriptors() -> list[str]:

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,19 @@ from typing import Any
 import pytest
 import trio
 from http_plugin_stage import QUICK, over_http, raw_http_command, raw_http_plugin, started_worker
-from runtime_stage import Seen, flow, has_children, one_step, open_descriptors, step
+from runtime_stage import (
+    Seen,
+    failure_of,
+    flow,
+    has_children,
+    one_step,
+    open_descriptors,
+    running,
+    step,
+    until,
+)
 
-from stepflow_trio import ConfigError, ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio import ConfigError, ErrorCode, open_runtime
 from stepflow_trio.errors import BindFailed
 from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import http_launchers
@@ -44,26 +53,6 @@ def nothing_is_left() -> Generator[None]:
 def quick_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for long until a worker that does not listen is killed."""
     monkeypatch.setattr(http_launchers, "open_port_process", partial(open_port_process, ladder=QUICK))
-
-
-@asynccontextmanager
-async def running(config: Config, **more: Any) -> AsyncGenerator[Runtime]:
-    """A runtime, for at most 20 seconds."""
-    with trio.fail_after(20):
-        async with open_runtime(config, **more) as runtime:
-            yield runtime
-
-
-async def failure_of(runtime: Runtime, *run: Any) -> RunFailed:
-    with pytest.raises(RunFailed) as caught:
-        await runtime.run(*run)
-    return caught.value
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 — what is waited for happens in another process
-            await trio.sleep(0.005)
 
 
 ONE = one_step("/w/x")

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import trio
 from runtime_stage import (
     OpenRunStore,
     Seen,
+    failure_of,
     flow,
     has_children,
     one_step,
@@ -28,14 +28,16 @@ from runtime_stage import (
     own_plugin,
     processes,
     raw_plugin,
+    running,
     step,
+    until,
 )
 
-from stepflow_trio import ErrorCode, RunFailed, Runtime, open_runtime
+from stepflow_trio import ErrorCode, Runtime, open_runtime
 from stepflow_trio.engine import Limits
 from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import launchers, worker_plugin
-from stepflow_trio.runtime.config import Config, StdioPluginConfig, read_config
+from stepflow_trio.runtime.config import StdioPluginConfig, read_config
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
 from stepflow_trio.transports.process import StopLadder, open_process_link
 
@@ -54,26 +56,6 @@ def nothing_is_left() -> Generator[None]:
 def quick_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for long until a worker that does not listen is killed."""
     monkeypatch.setattr(launchers, "open_process_link", partial(open_process_link, ladder=QUICK))
-
-
-@asynccontextmanager
-async def running(config: Config, **more: Any) -> AsyncGenerator[Runtime]:
-    """A runtime, for at most 20 seconds."""
-    with trio.fail_after(20):
-        async with open_runtime(config, **more) as runtime:
-            yield runtime
-
-
-async def failure_of(runtime: Runtime, *run: Any) -> RunFailed:
-    with pytest.raises(RunFailed) as caught:
-        await runtime.run(*run)
-    return caught.value
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
-        while not condition():  # noqa: ASYNC110 — what is waited for happens in another process
-            await trio.sleep(0.005)
 
 
 # ---- work that is shared --------------------------------------------------------------------------------

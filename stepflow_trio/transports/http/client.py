@@ -63,6 +63,11 @@ class HttpHeaders:
         values = [value for each, value in self._items if each == name]
         return b", ".join(values) if values else None
 
+    @property
+    def media_type(self) -> bytes:
+        """The content type in lower case, without its parameters; empty where there is none."""
+        return (self.get(b"content-type") or b"").split(b";", 1)[0].strip().lower()
+
     def __repr__(self) -> str:
         return f"<HttpHeaders {', '.join(name.decode('ascii') for name, _ in self._items)}>"
 

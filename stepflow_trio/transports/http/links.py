@@ -112,8 +112,7 @@ async def _open_session(
     events = path.rstrip("/") + "/runtime/events"
     with trio.CancelScope(deadline=trio.current_time() + OPENING_TIMEOUT_S) as opening_scope:
         async with client.request("GET", events, headers=asked) as response:
-            content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
-            if response.status == 200 and content_type == b"text/event-stream":
+            if response.status == 200 and response.headers.media_type == b"text/event-stream":
                 stream = EventStream(response, max_event_bytes=limits.max_event_bytes)
                 opening = await stream.read_opening()
                 opening_scope.deadline = math.inf

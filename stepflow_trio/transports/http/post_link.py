@@ -75,6 +75,11 @@ class _Exchange:
         self.asked_back: dict[RequestId, trio.CancelScope] = {}
         """Callbacks that wait for their answers, and the scopes in which those are sent."""
 
+    @property
+    def headers(self) -> Headers:
+        """What leads an answer to a callback to the instance that waits for it."""
+        return [(b"stepflow-instance-id", self.instance_id)] if self.instance_id else []
+
 
 class PostLink:
     """Carries each request in an exchange of its own, a task of ``nursery``.
@@ -240,9 +245,8 @@ class PostLink:
     ) -> None:
         if callback not in exchange.asked_back:
             return  # what asked for it ended meanwhile
-        headers = [(b"stepflow-instance-id", exchange.instance_id)] if exchange.instance_id else []
         with exchange.asked_back[callback]:
-            problem = await self._post_one_way(frame, headers)
+            problem = await self._post_one_way(frame, exchange.headers)
             if problem is not None:
                 # The component would wait for it for ever.
                 detail = f"an answer to what the component asked did not reach it: {problem}"
@@ -296,8 +300,7 @@ class PostLink:
         Raises:
             StepflowError: the request has failed; there will be no answer.
         """
-        content_type = (response.headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
-        if response.status == 200 and content_type == b"text/event-stream":
+        if response.status == 200 and response.headers.media_type == b"text/event-stream":
             return await self._read_events(response, exchange, id_)
         body = await response.read(None if response.status == 200 else MAX_ERROR_BYTES)
         if response.status == 202 or (not body and response.status < 300):
@@ -358,8 +361,7 @@ class PostLink:
             # Read on: the answer, or what ends the others, may stand behind it.
             data = {"retry_after_s": RETRY_AFTER_S}
             error = ErrorObject(ErrorCode.OVERLOADED, "Too many callbacks wait for their answers", data)
-            headers = [(b"stepflow-instance-id", exchange.instance_id)] if exchange.instance_id else []
-            await self._post_one_way(codec.encode_failure(error, callback.id), headers)
+            await self._post_one_way(codec.encode_failure(error, callback.id), exchange.headers)
             return
         if callback.id in self._asking:
             message = f"the worker calls back with id {callback.id!r:.80}, which is still in flight"
