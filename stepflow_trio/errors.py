@@ -72,7 +72,7 @@ __all__ = [
 
 
 class ErrorCode(enum.IntEnum):
-    """The error codes of protocol generation 0.11, and the two that are ours.
+    """The error codes of protocol generation 0.11, and those that are ours.
 
     Peers of generation 0.8 and 0.9 used an older table with other meanings, so a code from such a peer
     is carried as it came and never looked up here.
@@ -98,10 +98,14 @@ class ErrorCode(enum.IntEnum):
     COMPONENT_VALUE_ERROR = -32101
     RESOURCE_UNAVAILABLE = -32102
     BAD_REQUEST = -32103
+    STEP_TIMED_OUT = -32104
+    """Ours. An attempt of a step took longer than it may; ``onError: retry`` repeats it."""
 
     UNDEFINED_FIELD = -32200
     ENTITY_NOT_FOUND = -32201
     RUNTIME_INTERNAL = -32202
+    RUN_TIMED_OUT = -32203
+    """Ours. The run took longer than it may: nothing of it is repeated."""
 
     TRANSPORT_ERROR = -32300
     SPAWN_FAILED = -32301
@@ -109,6 +113,8 @@ class ErrorCode(enum.IntEnum):
     GARBLED_MESSAGE = -32303
     OVERLOADED = -32304
     """Ours. In the transport range, so that every runtime retries it; data: ``{"retry_after_s": …}``."""
+    CONNECT_TIMED_OUT = -32305
+    """Ours. A worker was not there in time: its process, its port, or its answer to ``initialize``."""
 
     REQUEST_CANCELLED = -32800
     """Ours, with LSP's number: the request was cancelled before it was answered."""
