@@ -261,13 +261,15 @@ class ConnectFailed(ConnectionLost):
 
     Nothing was sent, so that whatever was to be sent may be sent to another server. ``is_local`` says that it
     was this machine which had none to make, being out of descriptors, say: it tells nothing of the server.
+    ``is_late`` says that the time for it was up.
     """
 
-    def __init__(self, origin: str, why: str, *, is_local: bool = False) -> None:
+    def __init__(self, origin: str, why: str, *, is_local: bool = False, is_late: bool = False) -> None:
         super().__init__(LossReason.STREAM_ERROR, why)
         self.origin = origin
         self.why = why
         self.is_local = is_local
+        self.is_late = is_late
 
     def __str__(self) -> str:
         return f"cannot connect to {self.origin}: {self.why}"
@@ -301,14 +303,15 @@ class SpawnFailed(StepflowError):
     """A worker's process could not be started; ``command`` is what was tried.
 
     ``is_transient`` says that it may work later: the system was out of something. A command that does not
-    exist stays so.
+    exist stays so. ``is_late`` says that it was not ready in the time that it had.
     """
 
-    def __init__(self, command: str, why: str, *, is_transient: bool = False) -> None:
+    def __init__(self, command: str, why: str, *, is_transient: bool = False, is_late: bool = False) -> None:
         super().__init__(command, why)
         self.command = command
         self.why = why
         self.is_transient = is_transient
+        self.is_late = is_late
 
     def __str__(self) -> str:
         return f"cannot start worker {self.command!r}: {self.why}"
@@ -365,12 +368,16 @@ class PathInvalid(StepflowError):
 
 
 class ConfigError(StepflowError):
-    """A configuration cannot be used as written; ``place`` is ``file:line:column`` or a key path."""
+    """A configuration cannot be used as written; ``place`` is ``file:line:column`` or a key path.
 
-    def __init__(self, message: str, place: str = "") -> None:
+    ``diagnostics`` lists all that is wrong with a file, each with its place; empty where it is no file's text.
+    """
+
+    def __init__(self, message: str, place: str = "", diagnostics: Sequence[Any] = ()) -> None:
         super().__init__(message, place)
         self.message = message
         self.place = place
+        self.diagnostics = tuple(diagnostics)
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}" if self.place else self.message

@@ -158,6 +158,7 @@ class FlowBuilder:
         input: Valuable = None,
         on_error: OnError | None = None,
         must_execute: bool | None = None,
+        timeout_s: float | None = None,
         output_schema: Mapping[str, Any] | bool | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> StepHandle:
@@ -169,6 +170,7 @@ class FlowBuilder:
             input: any JSON with values in it.
             on_error: `Fail`, `Retry` or `UseDefault`; None says nothing, which means `Fail`.
             must_execute: True: it runs even if nothing needs it.
+            timeout_s: how many seconds one attempt may take; None: as long as the runtime lets it.
             output_schema: the JSON Schema of its result.
             metadata: an object of yours.
 
@@ -184,6 +186,7 @@ class FlowBuilder:
                 "onError": _take_policy(on_error, given, (*at, "onError")),
                 "input": given.take(input, "input", (*at, "input")),
                 "mustExecute": given.take_data(must_execute, "must_execute", (*at, "mustExecute")),
+                "timeoutSecs": given.take_data(timeout_s, "timeout_s", (*at, "timeoutSecs")),
                 "metadata": given.take_data(metadata, "metadata", (*at, "metadata")),
             }
         )

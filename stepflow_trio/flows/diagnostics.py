@@ -8,6 +8,7 @@ one with an error can, but should not be run.
 from __future__ import annotations
 
 import enum
+import unicodedata
 from typing import Any, Literal
 
 import msgspec
@@ -36,12 +37,18 @@ class DiagnosticKind(enum.Enum):
     """Nobody says what a component returns."""
     TYPE_CHECK_INDETERMINATE = ("typeCheckIndeterminate", 1101)
     """A value that may fit, or may not."""
+    NO_PLUGINS_CONFIGURED = ("noPluginsConfigured", 1200)
+    NO_ROUTING_RULES_CONFIGURED = ("noRoutingRulesConfigured", 1201)
+    UNUSED_PLUGIN = ("unusedPlugin", 1202)
+    """A plugin that no route leads to."""
     UNKNOWN_FIELD = ("unknownField", 1900)
     """Ours: a field that nobody reads."""
     OLD_SYNTAX = ("oldSyntax", 1901)
     """Ours: an earlier release's way to write it; read where its meaning is plain."""
     BARE_PATH = ("barePath", 1902)
     """Ours: a path without ``$`` that looks like several segments but is one field name."""
+    SETTING_WITHOUT_EFFECT = ("settingWithoutEffect", 1903)
+    """Ours: what a configuration says and this runtime does not do, or does otherwise."""
 
     INVALID_SUBFLOW_LITERAL = ("invalidSubflowLiteral", 2003)
     """A flow inside a step's input that cannot be read as one."""
@@ -51,11 +58,15 @@ class DiagnosticKind(enum.Enum):
     """A value that does not fit what takes it."""
     UNKNOWN_PROPERTY_IN_PATH = ("unknownPropertyInPath", 2101)
     """A path to what, by its schema, is not there."""
+    INVALID_ROUTE_REFERENCE = ("invalidRouteReference", 2200)
+    """A route to a plugin that is not there."""
     INVALID_COMPONENT = ("invalidComponent", 2500)
     MISSPELLED_FIELD = ("misspelledField", 2900)
     """Ours: an unknown field that is all but certainly a known one with a typing error."""
     INVALID_SCHEMA = ("invalidSchema", 2901)
     """Ours: a schema that no value can be checked against."""
+    INVALID_SETTING = ("invalidSetting", 2902)
+    """Ours: what a configuration says cannot be used."""
 
     DUPLICATE_STEP_ID = ("duplicateStepId", 3000)
     EMPTY_STEP_ID = ("emptyStepId", 3001)
@@ -104,7 +115,11 @@ class Place(msgspec.Struct, frozen=True):
     line: int = 0
     column: int = 0
     excerpt: str = ""
-    """The whole line."""
+    """The line, or the part of a long one that is around the column."""
+    excerpt_from: int = 0
+    """Characters of the line before ``excerpt``."""
+    is_cut: bool = False
+    """Whether the line goes on behind ``excerpt``."""
 
     def __str__(self) -> str:
         return f"{self.name}:{self.line}:{self.column}" if self.line else self.name
@@ -178,20 +193,49 @@ class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
         level = "warning" if self.level == "warning" else "error"
         where = printable(render_path(self.path))
         lines = [f"{printable(str(self.place))}: {level}: {self.message} [{self.code} at {where}]"]
-        if self.place.line and self.place.excerpt.strip():
-            margin = f"{self.place.line:>5} | "
-            excerpt, column = _window(self.place.excerpt, self.place.column)
-            lines += [margin + excerpt, " " * (len(margin) - 2) + "| " + " " * (column - 1) + "^"]
+        lines += _excerpt_lines(self.place)
         if self.suggestion:
             lines.append(f"      = {self.suggestion}")
         return "\n".join(lines)
 
 
-def _window(line: str, column: int) -> tuple[str, int]:
-    """The part of a line around a column, and the column within it; control characters become spaces."""
+def _excerpt_lines(place: Place) -> list[str]:
+    """The line that a place is in, cut around it, and a caret below the character."""
+    if not place.line or not place.excerpt.strip():
+        return []
+    line, column = place.excerpt, place.column - place.excerpt_from
     start = max(0, min(column - _MAX_EXCERPT // 2, len(line) - _MAX_EXCERPT))
-    shown = line[start : start + _MAX_EXCERPT].rstrip()
-    return "".join(c if c.isprintable() else " " for c in shown), column - start
+    shown = line[start : start + _MAX_EXCERPT]
+    before = "…" if start or place.excerpt_from else ""
+    after = "…" if start + _MAX_EXCERPT < len(line) or place.is_cut else ""
+    left = before + _visible(shown[: column - 1 - start])
+    right = _visible(shown[column - 1 - start :].rstrip())
+    margin = f"{place.line:>5} | "
+    below = " " * (len(margin) - 2) + "| "
+    return [margin + left + right + after, below + " " * _columns(left) + "^"]
+
+
+def _visible(text: str) -> str:
+    """``text`` with a sign of the same width for each character that would not be seen, or do something."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _sign_of(c) for c in text)
+
+
+def _sign_of(character: str) -> str:
+    number = ord(character)
+    if character == " ":
+        return character
+    return chr(0x2400 + number) if number < 0x20 else "\u2421" if number == 0x7F else "\ufffd"
+
+
+def _columns(text: str) -> int:
+    """How many columns a terminal shows it in."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )
 
 
 def printable(text: str) -> str:

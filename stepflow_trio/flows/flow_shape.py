@@ -11,7 +11,7 @@ import msgspec
 from stepflow_trio.errors import RemoteProtocolError
 from stepflow_trio.flows.diagnostics import DiagnosticKind, Finding
 from stepflow_trio.flows.expressions import Constant, Expression, parse_expression
-from stepflow_trio.flows.model import Fail, Flow, OnError, Retry, Step, UseDefault
+from stepflow_trio.flows.model import MAX_TIMEOUT_S, Fail, Flow, OnError, Retry, Step, UseDefault
 from stepflow_trio.flows.paths import JsonPath, NothingThere, render_path, resolve
 from stepflow_trio.flows.results import flow_result_from_json
 from stepflow_trio.flows.suggestions import closest
@@ -51,8 +51,8 @@ _FLOW = _Known(
 )
 _STEP = _Known(
     "a step",
-    ("id", "component", "onError", "input", "mustExecute", "metadata"),
-    renamed={"on_error": "onError", "must_execute": "mustExecute"},
+    ("id", "component", "onError", "input", "mustExecute", "timeoutSecs", "metadata"),
+    renamed={"on_error": "onError", "must_execute": "mustExecute", "timeout_secs": "timeoutSecs"},
     gone={
         "outputSchema": _TO_SCHEMAS.format("steps.properties.<id>"),
         "output_schema": _TO_SCHEMAS.format("steps.properties.<id>"),
@@ -165,8 +165,19 @@ class _Shaper:
             input=self._expression(fields, "input"),
             on_error=self._on_error(fields),
             must_execute=self._boolean(fields, "mustExecute"),
+            timeout_s=self._timeout_s(fields),
             metadata=self._object(fields, "metadata") or {},
         )
+
+    def _timeout_s(self, step: _Fields) -> float | None:
+        value, at = step.get("timeoutSecs", (None, ()))
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_TIMEOUT_S:
+            message = f"timeoutSecs is a number of seconds, more than 0 and at most {MAX_TIMEOUT_S:,}"
+            self._found(DiagnosticKind.WRONG_TYPE, message, at)
+            return None
+        return value
 
     def _on_error(self, step: _Fields) -> OnError:
         value, at = step.get("onError", (None, ()))

@@ -15,6 +15,9 @@ __all__ = ["Fail", "Flow", "OnError", "Retry", "Step", "UseDefault", "flow_id"]
 DEFAULT_MAX_RETRIES = 3
 """Retries of a step that says ``onError: {action: retry}`` and no number."""
 
+MAX_TIMEOUT_S = 2**31
+"""The longest time that can be given to a step or a run, in seconds: some 68 years."""
+
 
 class Fail(msgspec.Struct, frozen=True):
     """``onError: {action: fail}``: the step fails."""
@@ -68,6 +71,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     on_error: OnError = Fail()
     must_execute: bool | None = None
     """True: it runs even if the output does not need it. None where the flow says nothing, which means no."""
+    timeout_s: float | None = None
+    """How many seconds one attempt may take; public releases ignore it. None where the flow says nothing."""
     metadata: dict[str, Any] = {}
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +84,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
             written["input"] = expression_to_json(self.input)
         if self.must_execute is not None:
             written["mustExecute"] = self.must_execute
+        if self.timeout_s is not None:
+            written["timeoutSecs"] = self.timeout_s
         if self.metadata:
             written["metadata"] = self.metadata
         return written

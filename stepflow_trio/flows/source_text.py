@@ -15,8 +15,8 @@ from stepflow_trio.flows.paths import JsonPath
 
 __all__ = ["Mark", "SourceLimits", "SourceText"]
 
-MAX_EXCERPT_CHARS = 10_000
-"""A longer line is not shown beside what is wrong in it; its column says where."""
+MAX_EXCERPT_CHARS = 1_000
+"""Of a longer line only the part around the place is kept."""
 
 
 class SourceLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +76,16 @@ class SourceText:
         end = self.text.find("\n", start)
         end = end if end >= 0 else len(self.text)
         # Every finding keeps its line: of a text in one line there would be as many copies as findings.
-        excerpt = self.text[start:end] if end - start <= MAX_EXCERPT_CHARS else ""
-        return Place(self.name, line, offset - start + 1, excerpt)
+        first = start if end - start <= MAX_EXCERPT_CHARS else max(start, offset - MAX_EXCERPT_CHARS // 2)
+        last = min(end, first + MAX_EXCERPT_CHARS)
+        return Place(
+            self.name,
+            line,
+            offset - start + 1,
+            self.text[first:last],
+            excerpt_from=first - start,
+            is_cut=last < end,
+        )
 
     def diagnostic(
         self, kind: DiagnosticKind, message: str, offset: int, *, path: JsonPath = (), suggestion: str = ""

@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from stepflow_trio.errors import ConfigError, FlowInvalid, PathInvalid
-from stepflow_trio.flows.diagnostics import Diagnostic, printable
+from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, printable
 from stepflow_trio.flows.paths import JsonPath, parse_path
 from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.flows.source_text import SourceLimits
 from stepflow_trio.flows.suggestions import closest, did_you_mean
-from stepflow_trio.runtime.config_values import ConfigValues, config_error, one_of, said
+from stepflow_trio.runtime.config_excerpts import with_excerpts
+from stepflow_trio.runtime.config_values import ConfigValues, Problem, config_error, in_order, one_of, said
 from stepflow_trio.runtime.plugin_config import (
     BuiltinPluginConfig,
     HttpProcessPluginConfig,
@@ -33,6 +34,7 @@ from stepflow_trio.runtime.plugin_config import (
 )
 from stepflow_trio.runtime.retries import Backoff, Constant, Exponential, Fibonacci, RetryPolicy
 from stepflow_trio.runtime.routing import Condition, Route, Rule, route_faults
+from stepflow_trio.runtime.timeouts import Timeouts
 from stepflow_trio.transports.http.bearer import BearerTokens
 
 __all__ = [
@@ -66,7 +68,7 @@ _NOT_READ: dict[str, tuple[str, object]] = {
 }
 """Keys of the public releases that have no effect: what is done instead, and the value that asks for that."""
 
-_TOP_KEYS = ("workingDirectory", "plugins", "routes", "retry", "blobApi")
+_TOP_KEYS = ("workingDirectory", "plugins", "routes", "retry", "timeouts", "blobApi")
 _BLOB_API_KEYS = (
     "enabled", "url", "blobThreshold", "bind", "allowInsecureBind", "bearerTokenFile", "bearerTokenEnv"
 )  # fmt: skip
@@ -105,9 +107,12 @@ class Config:
     plugins: Mapping[str, PluginConfig]
     routes: tuple[Route, ...]
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     blob_api: BlobApiConfig = field(default_factory=BlobApiConfig)
     warnings: tuple[str, ...] = ()
     """What has no effect although it is there, each with its ``file:line:column``."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """The same, with all that is known of it."""
     source: str
     """The file's name."""
 
@@ -191,8 +196,14 @@ def read_config(
     try:
         source = read_source(text, name=name)
     except FlowInvalid as exc:
-        raise config_error(map(said, _diagnostics(exc))) from None
-    return _Reader(ConfigValues(source, environ), directory, other_plugins).config()
+        raise _with_diagnostics([said(found) for found in _diagnostics(exc)], text) from None
+    return _Reader(ConfigValues(source, environ), directory, other_plugins, text).config()
+
+
+def _with_diagnostics(problems: Sequence[Problem], text: str | bytes) -> ConfigError:
+    error = config_error(problems)
+    error.diagnostics = with_excerpts(in_order(problems), text)
+    return error
 
 
 def _diagnostics(exc: FlowInvalid) -> tuple[Diagnostic, ...]:
@@ -202,8 +213,11 @@ def _diagnostics(exc: FlowInvalid) -> tuple[Diagnostic, ...]:
 class _Reader:
     """Reads one configuration; of what is wrong with it the values take note."""
 
-    def __init__(self, values: ConfigValues, directory: Path, other_plugins: Collection[str]) -> None:
+    def __init__(
+        self, values: ConfigValues, directory: Path, other_plugins: Collection[str], text: str | bytes
+    ) -> None:
         self._values = values
+        self._text = text
         self._source: Source = values.source
         self._directory = directory
         self._other_plugins = other_plugins
@@ -223,18 +237,24 @@ class _Reader:
         routes = self._routes(self._required_object(fields, "routes"))
         routed = {rule.plugin for route in routes for rule in route.rules}
         for name in plugins.keys() - routed:
-            self._values.warn(("plugins", name), "no route leads to this plugin", at_key=True)
+            message = "no route leads to this plugin"
+            self._values.warn(
+                ("plugins", name), message, at_key=True, kind=DiagnosticKind.UNUSED_PLUGIN
+            )
         retry = self._retry(fields.get("retry"))
+        timeouts = self._timeouts(fields.get("timeouts"))
         blob_api = self._blob_api(fields.get("blobApi"), reader)
         self._refuse_faulty_text(plugins)
         if self._values.problems:
-            raise config_error(self._values.problems)
+            raise _with_diagnostics(self._values.problems, self._text)
         return Config(
             plugins=plugins,
             routes=routes,
             retry=retry,
+            timeouts=timeouts,
             blob_api=blob_api,
             warnings=self._values.warnings,
+            diagnostics=with_excerpts(self._values.cautions, self._text),
             source=self._source.name,
         )
 
@@ -375,7 +395,8 @@ class _Reader:
         if isinstance(name, str) and self._plugin_names is not None and name not in self._plugin_names:
             listed = ", ".join(map(printable, self._plugin_names[:10])) or "none"
             hint = did_you_mean(name, self._plugin_names) or f"there are: {listed}"
-            self._values.problem(path, f'no plugin "{printable(name)}" is configured; {hint}')
+            message = f'no plugin "{printable(name)}" is configured; {hint}'
+            self._values.problem(path, message, kind=DiagnosticKind.INVALID_ROUTE_REFERENCE)
 
     def _condition(self, value: object, path: JsonPath) -> Condition:
         fields = self._values.object(value, path)
@@ -409,6 +430,18 @@ class _Reader:
         self._values.ignore_others(fields, ("retry",), ("transportMaxRetries", "backoff"))
         retries = self._values.whole_number(fields, ("retry",), "transportMaxRetries", 3, _MAX_COUNT)
         return RetryPolicy(transport_max_retries=retries, backoff=self._backoff(fields.get("backoff")))
+
+    def _timeouts(self, value: object) -> Timeouts:
+        path, default = ("timeouts",), Timeouts()
+        if value is None:
+            return default
+        fields = self._values.object(value, path)
+        self._values.ignore_others(fields, path, ("stepSecs", "runSecs", "connectSecs"))
+        return Timeouts(
+            step_s=self._values.seconds(fields, path, "stepSecs", default.step_s),
+            run_s=self._values.seconds(fields, path, "runSecs", default.run_s),
+            connect_s=self._values.seconds(fields, path, "connectSecs", default.connect_s),
+        )
 
     def _backoff(self, value: object) -> Backoff:
         path = ("retry", "backoff")

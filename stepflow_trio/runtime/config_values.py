@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Place, printable
+from stepflow_trio.flows.model import MAX_TIMEOUT_S
 from stepflow_trio.flows.paths import JsonPath, render_path
 from stepflow_trio.flows.source import Source
 from stepflow_trio.flows.suggestions import closest, did_you_mean
@@ -36,6 +37,12 @@ class Problem:
 
     place: Place
     text: str
+    kind: DiagnosticKind = DiagnosticKind.INVALID_SETTING
+    path: JsonPath = ()
+
+    def diagnostic(self) -> Diagnostic:
+        """It as a diagnostic."""
+        return Diagnostic(kind=self.kind, message=printable(self.text), path=self.path, place=self.place)
 
     def __str__(self) -> str:
         return f"{printable(str(self.place))}: {self.text}"
@@ -43,7 +50,7 @@ class Problem:
 
 def config_error(problems: Iterable[Problem]) -> ConfigError:
     """One error that lists the problems in the order of the file."""
-    ordered = _in_order(problems)
+    ordered = in_order(problems)
     lines = [str(problem) for problem in ordered[:_MAX_LISTED]]
     if len(ordered) > _MAX_LISTED:
         lines.append(f"and {len(ordered) - _MAX_LISTED:,} more")
@@ -51,7 +58,8 @@ def config_error(problems: Iterable[Problem]) -> ConfigError:
     return ConfigError("\n".join(lines).removeprefix(f"{place}: "), place)
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems in the order of the file."""
     return sorted(problems, key=lambda problem: (problem.place.line, problem.place.column, problem.text))
 
 
@@ -67,7 +75,7 @@ def said(diagnostic: Diagnostic) -> Problem:
             case _:
                 message = _QUOTATION.sub("'…'", message)
     text = f"{message}; {suggestion}" if suggestion else message
-    return Problem(diagnostic.place, _at_key(diagnostic.path, text))
+    return Problem(diagnostic.place, _at_key(diagnostic.path, text), diagnostic.kind, diagnostic.path)
 
 
 def _at_key(path: JsonPath, message: str) -> str:
@@ -96,7 +104,12 @@ class ConfigValues:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What has no effect, in the order of the file."""
-        return tuple(map(str, _in_order(self._warnings)))
+        return tuple(map(str, in_order(self._warnings)))
+
+    @property
+    def cautions(self) -> list[Problem]:
+        """`warnings`, with all that is known of them."""
+        return in_order(self._warnings)
 
     # ---- values of a type --------------------------------------------------------------------------------
 
@@ -178,6 +191,16 @@ class ConfigValues:
         self.problem((*path, key), f"must be a whole number from 0 to {most}")
         return default
 
+    def seconds(self, fields: Mapping[str, Any], path: JsonPath, key: str, default: float) -> float:
+        """A time: a number of seconds that is more than 0."""
+        value: object = fields.get(key)
+        if value is None:
+            return default
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MAX_TIMEOUT_S:
+            return float(value)
+        self.problem((*path, key), f"must be a number of seconds, more than 0 and at most {MAX_TIMEOUT_S:,}")
+        return default
+
     # ---- what is wrong -----------------------------------------------------------------------------------
 
     def missing(self, fields: Mapping[str, Any], path: JsonPath, key: str) -> None:
@@ -185,7 +208,8 @@ class ConfigValues:
         hint = closest(key, fields)
         suggestion = f'; is "{printable(hint)}" meant to be it?' if hint is not None and hint != key else ""
         place = self.source.place(path, at_key=True)
-        self.problems.append(Problem(place, _at_key((*path, key), f"is missing{suggestion}")))
+        text = _at_key((*path, key), f"is missing{suggestion}")
+        self.problems.append(Problem(place, text, DiagnosticKind.MISSING_FIELD, (*path, key)))
 
     def ignore_others(self, fields: Mapping[str, Any], path: JsonPath, known: Collection[str]) -> None:
         """Warn of keys that nobody reads."""
@@ -193,22 +217,39 @@ class ConfigValues:
             if key not in known:
                 hint = did_you_mean(key, known)
                 text = f"is ignored: there is no such key here{'; ' + hint if hint else ''}"
-                self.warn((*path, key), text, at_key=True)
+                self.warn((*path, key), text, at_key=True, kind=DiagnosticKind.UNKNOWN_FIELD)
 
-    def problem(self, path: JsonPath, message: str, *, at_key: bool = False) -> None:
+    def problem(
+        self,
+        path: JsonPath,
+        message: str,
+        *,
+        at_key: bool = False,
+        kind: DiagnosticKind = DiagnosticKind.INVALID_SETTING,
+    ) -> None:
         """Something cannot be used as written."""
-        self.problems.append(Problem(self.source.place(path, at_key=at_key), _at_key(path, message)))
+        place = self.source.place(path, at_key=at_key)
+        self.problems.append(Problem(place, _at_key(path, message), kind, path))
 
     def problem_with_key(self, path: JsonPath, message: str) -> None:
         """A key is wrong that is not to be shown: ``path`` ends with it, the message's with its parent."""
         place = self.source.place(path, at_key=True)
-        self.problems.append(Problem(place, _at_key(path[:-1], message)))
+        self.problems.append(Problem(place, _at_key(path[:-1], message), path=path[:-1]))
 
-    def warn(self, path: JsonPath, message: str, *, at_key: bool = False) -> None:
+    def warn(
+        self,
+        path: JsonPath,
+        message: str,
+        *,
+        at_key: bool = False,
+        kind: DiagnosticKind = DiagnosticKind.SETTING_WITHOUT_EFFECT,
+    ) -> None:
         """Something has no effect."""
-        self._warnings.append(Problem(self.source.place(path, at_key=at_key), _at_key(path, message)))
+        place = self.source.place(path, at_key=at_key)
+        self._warnings.append(Problem(place, _at_key(path, message), kind, path))
 
     def _wrong_type(self, path: JsonPath, value: object, wanted: str) -> None:
         hint = "; put it in quotes" if wanted == "a string" and isinstance(value, (bool, int, float)) else ""
         # A value that is not written has no place of its own, so its key's is shown.
-        self.problem(path, f"must be {wanted}, not {json_type(value)}{hint}", at_key=value is None)
+        message = f"must be {wanted}, not {json_type(value)}{hint}"
+        self.problem(path, message, at_key=value is None, kind=DiagnosticKind.WRONG_TYPE)

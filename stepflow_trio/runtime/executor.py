@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -10,16 +11,17 @@ from typing import Any, cast
 
 import trio
 
-from stepflow_trio.errors import RpcError
+from stepflow_trio.errors import ErrorCode, RpcError
 from stepflow_trio.flows.model import Flow, Retry
 from stepflow_trio.flows.plan import Plan, ReadyStep
-from stepflow_trio.flows.results import Failed, FlowResult, Success
+from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.protocol.payloads import Observability
 from stepflow_trio.runtime.events import RunEvent, StepEnded, StepRetrying, StepStarted
 from stepflow_trio.runtime.plugins import FailureKind, Plugin, StepFailure, failure_from
 from stepflow_trio.runtime.retries import RetryPolicy
 from stepflow_trio.runtime.routing import Router
+from stepflow_trio.runtime.timeouts import Timeouts
 
 MAX_RETRY_AFTER_S = 300.0
 """A worker that asks for more patience than this does not get it."""
@@ -36,6 +38,7 @@ class Executor:
         plugins: Mapping[str, Plugin],
         router: Router,
         retry: RetryPolicy,
+        timeouts: Timeouts,
         record: Callable[[RunEvent], Awaitable[None]],
         *,
         now: Callable[[], datetime],
@@ -44,6 +47,7 @@ class Executor:
         self._plugins = plugins
         self._router = router
         self._retry = retry
+        self._step_timeout_s = timeouts.step_s
         self._record = record
         self._now = now
         self._randomness = randomness
@@ -126,19 +130,36 @@ class Executor:
             target = self._router.resolve(ready.step.component, ready.input)
         except RpcError as exc:
             raise failure_from(exc) from exc
-        return await self._plugins[target.plugin].execute(
-            target.component,
-            ready.input,
-            attempt=attempt,
-            # Both of the first two always: public workers send none of the five back without them.
-            observability=Observability(
-                trace_id=item.trace_id,
-                span_id=item.span_id(ready.step.id),
-                run_id=item.run_id,
-                flow_id=item.flow_id,
-                step_id=ready.step.id,
-            ),
-            deadline=item.deadline,
+        plugin = self._plugins[target.plugin]
+        # Both of the first two always: public workers send none of the five back without them.
+        observability = Observability(
+            trace_id=item.trace_id,
+            span_id=item.span_id(ready.step.id),
+            run_id=item.run_id,
+            flow_id=item.flow_id,
+            step_id=ready.step.id,
+        )
+        timeout_s = ready.step.timeout_s or self._step_timeout_s
+        if timeout_s == math.inf:
+            return await plugin.execute(
+                target.component,
+                ready.input,
+                attempt=attempt,
+                observability=observability,
+                deadline=item.deadline,
+            )
+        deadline = trio.current_time() + timeout_s
+        with trio.move_on_at(deadline):
+            return await plugin.execute(
+                target.component,
+                ready.input,
+                attempt=attempt,
+                observability=observability,
+                deadline=min(deadline, item.deadline),
+            )
+        message = f'step "{ready.step.id}" was not done within {timeout_s:g} s'
+        raise StepFailure(
+            FlowError(ErrorCode.STEP_TIMED_OUT, message, {"timeout_s": timeout_s}), FailureKind.COMPONENT
         )
 
     async def record_step(self, item: _Item, step_id: str, result: FlowResult) -> None:

@@ -100,12 +100,17 @@ class _StartedProcess:
 
 
 def http_process_launcher(
-    plugin: str, config: HttpProcessPluginConfig, observe: Observer, *, capabilities: Mapping[str, Any]
+    plugin: str,
+    config: HttpProcessPluginConfig,
+    observe: Observer,
+    *,
+    capabilities: Mapping[str, Any],
+    port_timeout_s: float,
 ) -> Launcher:
     """Start the configured command; wait for its port and until it is healthy, then open a link to it.
 
     What it writes to stdout and stderr, its port aside, goes to ``observe`` line by line. ``capabilities``
-    are said with every request.
+    are said with every request. ``port_timeout_s`` is how long it may take to say its port.
     """
 
     @asynccontextmanager
@@ -119,7 +124,7 @@ def http_process_launcher(
             ) as process,
             AsyncExitStack() as opened,
         ):
-            url = f"http://127.0.0.1:{await _port_of(process)}"
+            url = f"http://127.0.0.1:{await _port_of(process, port_timeout_s)}"
             try:
                 await _wait_healthy(process, url, config.health_check)
                 way = open_http_link(
@@ -135,9 +140,9 @@ def http_process_launcher(
     return launch
 
 
-async def _port_of(process: PortProcess) -> int:
+async def _port_of(process: PortProcess, timeout_s: float) -> int:
     try:
-        return await process.wait_port()
+        return await process.wait_port(timeout_s)
     except WorkerExited as exc:
         if exc.returncode != 0:
             raise
@@ -176,7 +181,7 @@ async def _wait_healthy(process: PortProcess, url: str, check: HealthCheck) -> N
             nursery.cancel_scope.cancel(reason="the worker is healthy, or is not in time")
     if patience.cancelled_caught:
         why = f"it was not healthy {check.timeout_s:g} s after it had said its port: {last}"
-        raise SpawnFailed(process.command, why)
+        raise SpawnFailed(process.command, why, is_late=True)
 
 
 # ---- workers at a URL -----------------------------------------------------------------------------------

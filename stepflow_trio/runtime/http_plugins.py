@@ -69,9 +69,12 @@ def http_process_plugin(
     *,
     observe: Observer,
     offer: BlobOffer | None,
+    port_timeout_s: float,
 ) -> WorkerPlugin:
     """A plugin whose worker is started here. ``offer`` is what the worker is told of blobs."""
-    launcher = http_process_launcher(name, config, observe, capabilities=_capabilities(offer))
+    launcher = http_process_launcher(
+        name, config, observe, capabilities=_capabilities(offer), port_timeout_s=port_timeout_s
+    )
     return make(name, launcher, blobs=offer)
 
 

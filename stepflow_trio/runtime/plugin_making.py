@@ -27,6 +27,7 @@ from stepflow_trio.runtime.plugin_config import (
 from stepflow_trio.runtime.plugins import Plugin, UnsupportedPlugin
 from stepflow_trio.runtime.runs import Runs
 from stepflow_trio.runtime.stores import BlobStore
+from stepflow_trio.runtime.timeouts import Timeouts
 from stepflow_trio.runtime.worker_plugin import BlobOffer, WorkerPlugin
 
 __all__ = ["HostedPlugin", "PluginMaker", "open_blob_api_of"]
@@ -61,6 +62,7 @@ class PluginMaker:
         nursery: where workers' tasks live.
         observe: told when workers start and end.
         limits: the bounds of each worker's connection.
+        timeouts: how long a worker may take to start.
         randomness: for the jitter of probes.
         offer: what workers over HTTP are told of blobs.
     """
@@ -74,6 +76,7 @@ class PluginMaker:
         nursery: trio.Nursery,
         observe: Observer,
         limits: Limits,
+        timeouts: Timeouts,
         randomness: Random,
         offer: BlobOffer | None,
     ) -> None:
@@ -83,7 +86,15 @@ class PluginMaker:
         self._observe = observe
         self._randomness = randomness
         self._offer = offer
-        self._make = partial(WorkerPlugin, handlers=handlers, nursery=nursery, observe=observe, limits=limits)
+        self._connect_timeout_s = timeouts.connect_s
+        self._make = partial(
+            WorkerPlugin,
+            handlers=handlers,
+            nursery=nursery,
+            observe=observe,
+            limits=limits,
+            connect_timeout_s=timeouts.connect_s,
+        )
 
     def of_worker(self, name: str, worker: ServesLink) -> HostedPlugin:
         """A plugin over a worker of this process."""
@@ -101,7 +112,14 @@ class PluginMaker:
             case HttpProcessPluginConfig():
                 from stepflow_trio.runtime.http_plugins import http_process_plugin  # here: as above
 
-                return http_process_plugin(name, config, self._make, observe=self._observe, offer=self._offer)
+                return http_process_plugin(
+                    name,
+                    config,
+                    self._make,
+                    observe=self._observe,
+                    offer=self._offer,
+                    port_timeout_s=self._connect_timeout_s,
+                )
             case RemotePluginConfig():
                 from stepflow_trio.runtime.http_plugins import remote_plugin  # here: as above
 

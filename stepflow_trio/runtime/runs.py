@@ -63,6 +63,7 @@ class Run:
         self.variables = variables
         self.max_concurrency = max_concurrency
         self.deadline = deadline
+        """When it is given up, on ``trio.current_time()``'s clock."""
         self.depth = depth
         """How many runs it is below; 0 where none submitted it."""
         self.trace_id = trace_id
@@ -78,6 +79,7 @@ class Run:
         self.nursery: trio.Nursery | None = None
         """Where the runs that its components submit live; None unless its items are at work."""
         self._schemas = schemas
+        self._begun_at = trio.current_time()
         self._scope = trio.CancelScope()
         self._recorded = trio.Event()
         self._over = trio.Event()
@@ -206,7 +208,9 @@ class Run:
                 )
             except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
                 return self._fault(index, exc)
-        return Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run's deadline has passed"))
+        timeout_s = round(self.deadline - self._begun_at, 3)
+        message = f"the run was not over within {timeout_s:g} s"
+        return Failed(FlowError(ErrorCode.RUN_TIMED_OUT, message, {"timeout_s": timeout_s}))
 
     def _fault(self, index: int, exc: Exception) -> FlowResult:
         incident = secrets.token_hex(4)
@@ -241,6 +245,7 @@ class Runs:
         now: Callable[[], datetime],
         new_id: Callable[[], uuid.UUID],
         on_left: Callable[[str], object],
+        run_timeout_s: float = math.inf,
         enforce_schemas: bool = True,
     ) -> None:
         self._executor = executor
@@ -249,6 +254,7 @@ class Runs:
         self._now = now
         self._new_id = new_id
         self._on_left = on_left
+        self._run_timeout_s = run_timeout_s
         self._enforce_schemas = enforce_schemas
         self._active: dict[str, Run] = {}
         self._closed = False
@@ -310,6 +316,8 @@ class Runs:
                 await known.wait_recorded()
                 if known.status in ("running", "completed") and not known.is_cancelled:
                     return known
+        if parent is None:
+            deadline = min(deadline, trio.current_time() + self._run_timeout_s)
         run_id = self._new_id()
         run = Run(
             run_id=str(run_id),

@@ -338,7 +338,9 @@ async def open_runtime(
 
     randomness = randomness or random.Random()  # noqa: S311 — jitter
     plugins: dict[str, Plugin] = {}
-    executor = Executor(plugins, router, config.retry, record, now=now, randomness=randomness)
+    executor = Executor(
+        plugins, router, config.retry, config.timeouts, record, now=now, randomness=randomness
+    )
     async with open_blob_api_of(config, blob_store) as offer:
         with one_exception():
             async with trio.open_nursery() as worker_nursery:
@@ -352,6 +354,7 @@ async def open_runtime(
                                 now=now,
                                 new_id=new_id,
                                 on_left=changes.note,
+                                run_timeout_s=config.timeouts.run_s,
                                 enforce_schemas=enforce_schemas,
                             )
                             handlers = Handlers()
@@ -363,6 +366,7 @@ async def open_runtime(
                                 nursery=worker_nursery,
                                 observe=observe,
                                 limits=limits or Limits(),
+                                timeouts=config.timeouts,
                                 randomness=randomness,
                                 offer=offer,
                             )

@@ -40,13 +40,14 @@ from stepflow_trio.runtime.events import Observer, WorkerEnded, WorkerStarted
 from stepflow_trio.runtime.first_words import FirstWords
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure, failure_from, kind_of_code
 from stepflow_trio.runtime.stores import BlobStore
+from stepflow_trio.runtime.timeouts import Timeouts
 
 ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("stepflow_trio.runtime")
 
-START_TIMEOUT_S = 30.0
-"""A worker that has not answered ``initialize`` by then is given up. Upstream waits as long for its port."""
+LIST_TIMEOUT_S = 30.0
+"""A worker that has not said by then what it offers is not waited for."""
 
 CANCEL_GRACE_S = 5.0
 """A worker that has not ended a cancelled execution by then is replaced by a new one."""
@@ -156,6 +157,7 @@ class WorkerPlugin:
         nursery: where the worker's tasks live; the plugin is of use as long as it is open.
         observe: told when workers start and end.
         limits: the bounds of each connection.
+        connect_timeout_s: a worker that has not answered ``initialize`` by then is given up.
         blobs: what the worker is told of blobs.
         url: where it is, if that is at a URL.
     """
@@ -169,6 +171,7 @@ class WorkerPlugin:
         nursery: trio.Nursery,
         observe: Observer,
         limits: Limits,
+        connect_timeout_s: float = Timeouts().connect_s,
         blobs: BlobOffer | None = None,
         url: str | None = None,
     ) -> None:
@@ -179,6 +182,7 @@ class WorkerPlugin:
         self._nursery = nursery
         self._observe = observe
         self._limits = limits
+        self._connect_timeout_s = connect_timeout_s
         self._blobs = blobs
         self._instance: _Instance | None = None
         self.problem: str | None = None
@@ -213,7 +217,7 @@ class WorkerPlugin:
         """What the worker offers; see :meth:`Plugin.list_components`."""
 
         async def ask(connection: Connection, _welcome: Welcome) -> list[ComponentInfo]:
-            listed = await connection.call(methods.COMPONENTS_LIST, ListParams(), timeout_s=START_TIMEOUT_S)
+            listed = await connection.call(methods.COMPONENTS_LIST, ListParams(), timeout_s=LIST_TIMEOUT_S)
             return listed.components
 
         return await self._with_worker(ask)
@@ -309,7 +313,7 @@ class WorkerPlugin:
                 ):
                     instance.started = started
                     try:
-                        instance.welcome = await _initialize(connection, self._blobs)
+                        instance.welcome = await _initialize(connection, self._blobs, self._connect_timeout_s)
                     except StepflowError as exc:
                         # Told at once: ending a worker that would not start can take a while.
                         if isinstance(words, FirstWords) and words.serves_http:
@@ -400,10 +404,11 @@ class WorkerPlugin:
                 return StepFailure(self._exit_error(exc), FailureKind.FINAL)
             case CallTimeout() if instance.connection is None:
                 message = f"worker {self._title} did not answer {exc.method} within {exc.after_s:g} s"
-                return StepFailure(FlowError(ErrorCode.TRANSPORT_ERROR, message), FailureKind.FINAL)
+                return StepFailure(FlowError(ErrorCode.CONNECT_TIMED_OUT, message), FailureKind.FINAL)
             case SpawnFailed():
                 kind = FailureKind.TRANSPORT if exc.is_transient else FailureKind.FINAL
-                return StepFailure(FlowError(ErrorCode.SPAWN_FAILED, str(exc)), kind)
+                code = ErrorCode.CONNECT_TIMED_OUT if exc.is_late else ErrorCode.SPAWN_FAILED
+                return StepFailure(FlowError(code, str(exc)), kind)
             case ConfigError():
                 message = f"plugin {self.name!r} cannot be used: {exc}"
                 return StepFailure(FlowError(ErrorCode.CONFIGURATION_ERROR, message), FailureKind.FINAL)
@@ -411,6 +416,8 @@ class WorkerPlugin:
                 error = self._exit_error(exc)
             case ConnectFailed() if is_local_lack(exc):
                 error = FlowError(ErrorCode.TRANSPORT_ERROR, f"worker {self._title}: {exc}")
+            case ConnectFailed(is_late=True):
+                error = FlowError(ErrorCode.CONNECT_TIMED_OUT, f"worker {self._title}: {exc}")
             case ConnectionLost():
                 error = FlowError(ErrorCode.CONNECTION_LOST, f"worker {self._title}: {exc}")
             case CallTimeout():
@@ -449,14 +456,14 @@ async def _ask_nothing(_connection: Connection, _welcome: Welcome) -> None:
     pass
 
 
-async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> Welcome:
+async def _initialize(connection: LinkConnection, blobs: BlobOffer | None, timeout_s: float) -> Welcome:
     """Introduce the runtime (docs/protocol.md, section 2).
 
     A worker over HTTP may refuse a message that is spelled for all generations at once. Then it gets what the
     public runtimes of each send, and nothing of ours.
 
     Raises:
-        CallTimeout: however it is spelled, there is no answer within `START_TIMEOUT_S`.
+        CallTimeout: however it is spelled, there is no answer within ``timeout_s`` seconds.
         StepflowError: as a call does.
     """
     kind = connection.link.kind
@@ -469,7 +476,7 @@ async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> We
         ),
         dialects.write_initialize_params(Dialect.V0_9, extensions=()),
     ]
-    with trio.move_on_after(START_TIMEOUT_S):
+    with trio.move_on_after(timeout_s):
         while True:
             try:
                 result = await connection.call(methods.INITIALIZE, params)
@@ -483,7 +490,7 @@ async def _initialize(connection: LinkConnection, blobs: BlobOffer | None) -> We
         connection.peer_extensions = welcome.extensions
         await connection.notify(methods.INITIALIZED, {})
         return welcome
-    raise CallTimeout(methods.INITIALIZE, START_TIMEOUT_S)
+    raise CallTimeout(methods.INITIALIZE, timeout_s)
 
 
 def _is_about_spelling(exc: CallFailed | RemoteProtocolError) -> bool:

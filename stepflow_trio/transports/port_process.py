@@ -56,13 +56,14 @@ class PortProcess(ChildProcess):
             await self._port_known.wait()
         if self._port is not None:
             return self._port
-        if not self._port_known.is_set():
+        is_late = not self._port_known.is_set()
+        if is_late:
             what = f'it wrote no line such as {{"port": 8080}} to its stdout within {timeout_s:g} s'
         elif await self.wait_exited(EXIT_NOTICE_S) is not None:
             raise self.exit_error()
         else:
             what = 'it closed its stdout without having written a line such as {"port": 8080}'
-        raise SpawnFailed(self.command, what + self.last_lines())
+        raise SpawnFailed(self.command, what + self.last_lines(), is_late=is_late)
 
     def last_lines(self) -> str:
         """What it last wrote to stderr, to be added to an error."""

@@ -629,7 +629,7 @@ async def test_the_items_of_a_submitted_run_fail_when_its_deadline_passes(
         assert [type(result) for result in run.results] == [Success, Failed, Success]
         failed = run.results[1]
         assert isinstance(failed, Failed)
-        assert failed.error.code == ErrorCode.REQUEST_CANCELLED
+        assert failed.error.code == ErrorCode.RUN_TIMED_OUT
         assert "deadline" in failed.error.message
 
 

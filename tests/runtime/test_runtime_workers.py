@@ -344,16 +344,6 @@ async def test_a_worker_that_cannot_be_initialized_costs_its_own_steps(
         assert says in failure.message
 
 
-async def test_a_worker_that_never_answers_initialize_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_plugin, "START_TIMEOUT_S", 0.2)
-    async with running(processes(w=raw_plugin(tmp_path, "time.sleep(60)"))) as runtime:
-        failure = await failure_of(runtime, one_step("/w/x"))
-    assert failure.code == ErrorCode.TRANSPORT_ERROR
-    assert "did not answer initialize within 0.2 s" in failure.message
-
-
 # ---- workers that do not listen -------------------------------------------------------------------------
 
 

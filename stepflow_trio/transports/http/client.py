@@ -352,7 +352,8 @@ class HttpClient:
         return _send_stalled(self._limits)
 
     def _connecting_took_too_long(self) -> ConnectionLost:
-        return ConnectFailed(self.url.origin, f"no connection within {self._limits.connect_timeout_s:g} s")
+        why = f"no connection within {self._limits.connect_timeout_s:g} s"
+        return ConnectFailed(self.url.origin, why, is_late=True)
 
     def __repr__(self) -> str:
         return (
