@@ -630,7 +630,7 @@ async def test_the_items_of_a_submitted_run_fail_when_its_deadline_passes(
         failed = run.results[1]
         assert isinstance(failed, Failed)
         assert failed.error.code == ErrorCode.RUN_TIMED_OUT
-        assert "deadline" in failed.error.message
+        assert failed.error.message == "the run was not over within 5 s"
 
 
 # ---- the sweep: cancelled at every step of the scheduler ------------------------------------------------
