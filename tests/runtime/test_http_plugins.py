@@ -204,7 +204,7 @@ async def test_a_worker_that_never_is_healthy_is_given_up_and_ended(
     check = HealthCheck(timeout_s=0.5, retry_delay_s=0.05)
     async with running(over_http(w=raw_http_plugin(tmp_path, script, health_check=check))) as runtime:
         failure = await failure_of(runtime, ONE)
-    assert failure.code == ErrorCode.SPAWN_FAILED
+    assert failure.code == ErrorCode.CONNECT_TIMED_OUT
     assert "it was not healthy 0.5 s after it had said its port" in failure.message
     assert says in failure.message
 
