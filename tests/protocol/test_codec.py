@@ -135,8 +135,11 @@ def test_where_the_stack_is_nearly_used_up_a_deep_frame_is_refused_and_nothing_i
     assert type(codec.decode(text)) is Success
     frames = len(_stack())
     message = descend(sys.getrecursionlimit() - frames - 60)
-    assert type(message) is Malformed
-    assert message.error.code == ErrorCode.PARSE_ERROR
+    if sys.version_info >= (3, 12):  # what C code nests no longer counts with Python's frames
+        assert type(message) is Success
+    else:
+        assert type(message) is Malformed
+        assert message.error.code == ErrorCode.PARSE_ERROR
 
 
 def _stack() -> list[object]:

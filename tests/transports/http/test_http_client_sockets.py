@@ -149,11 +149,13 @@ class Certificates:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._make("ca", "basicConstraints=critical,CA:TRUE")
+        # From Python 3.13 on both are looked at closely.
+        self._make("ca", ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"])
         for name in ("localhost", "elsewhere.test"):
-            self._make(name, f"subjectAltName=DNS:{name}", "-CA", "ca.pem", "-CAkey", "ca.key")
+            usual = [f"subjectAltName=DNS:{name}", "basicConstraints=critical,CA:FALSE"]
+            self._make(name, usual, "-CA", "ca.pem", "-CAkey", "ca.key")
 
-    def _make(self, name: str, extension: str, *signer: str) -> None:
+    def _make(self, name: str, extensions: list[str], *signer: str) -> None:
         made = [
             "openssl",
             "req",
@@ -173,9 +175,9 @@ class Certificates:
             f"{name}.key",
             "-out",
             f"{name}.pem",
-            "-addext",
-            extension,
         ]
+        for extension in extensions:
+            files += ["-addext", extension]
         subprocess.run([*made, *files, *signer], cwd=self._path, check=True, capture_output=True)
 
     def server(self, name: str = "localhost") -> ssl.SSLContext:
