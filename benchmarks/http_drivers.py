@@ -285,11 +285,16 @@ def run_status(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def drive_posts(
-    port: int, bodies: list[bytes], connections: int, seconds: float, kind: type[Posts] = Posts
+    port: int,
+    bodies: list[bytes],
+    connections: int,
+    seconds: float,
+    kind: type[Posts] = Posts,
+    target: bytes = b"/",
 ) -> Turn:
     """So many connections, each with one request in flight."""
     loop, turn = Loop(port), Turn()
-    prepared = [(number, post(port, body)) for number, body in enumerate(bodies)]
+    prepared = [(number, post(port, body, target)) for number, body in enumerate(bodies)]
     lanes = [kind(loop, turn, prepared[n::connections]) for n in range(connections)]
     with turn.timed():
         until = time.perf_counter() + seconds

@@ -370,7 +370,7 @@ class PathInvalid(StepflowError):
 class ConfigError(StepflowError):
     """A configuration cannot be used as written; ``place`` is ``file:line:column`` or a key path.
 
-    ``diagnostics`` lists all that is wrong with a file, each with its place; empty where it is no file's text.
+    ``diagnostics`` lists all that is wrong with a file, each with its place; empty where it is no file's.
     """
 
     def __init__(self, message: str, place: str = "", diagnostics: Sequence[Any] = ()) -> None:

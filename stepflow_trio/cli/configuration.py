@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
-from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, find_config, read_config_file
+from stepflow_trio.cli.given_values import read_stdin
+from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, find_config, read_config, read_config_file
 
 
 def read_configuration(path: str | None, *, beside: Path | None = None) -> Config:
@@ -18,3 +21,14 @@ def read_configuration(path: str | None, *, beside: Path | None = None) -> Confi
     """
     found = Path(path) if path is not None else find_config(beside, Path())
     return read_config_file(found) if found is not None else DEFAULT_CONFIG
+
+
+def read_configuration_from_stdin() -> Config:
+    """Read a configuration from stdin, JSON; relative paths in it start from the current directory.
+
+    Raises:
+        ConfigError: it cannot be used.
+        Unusable: stdin cannot be read.
+    """
+    environ = {"STEPFLOW_PYTHON": sys.executable, **os.environ}
+    return read_config(read_stdin(), name="<stdin>", directory=Path.cwd(), environ=environ)

@@ -7,20 +7,19 @@
 130  interrupted with Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
 ==== =========================================================================================
 
-A user's error is one block on stderr, its place first. The traceback of an error of our own is shown where
-``STEPFLOW_DEBUG`` is set.
+A user's error is one block on stderr, its place first; with ``--json`` it is an object (`notices`). The
+traceback of an error of our own is shown where ``STEPFLOW_DEBUG`` is set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 
 import click
 
 from stepflow_trio.cli.interruption import Interrupted
-from stepflow_trio.cli.plain_text import plain_lines
+from stepflow_trio.cli.notices import complain, show_invalid, speak_json, speaks_json, written_place
 from stepflow_trio.errors import ConfigError, FlowInvalid, StepflowError
 
 FAILED = 1
@@ -28,27 +27,44 @@ MISUSED = 2
 
 
 class Unusable(Exception):
-    """Something that the user gave cannot be used; the text says what, where and what to do."""
+    """Something that the user gave cannot be used; the text says what, where and what to do.
+
+    Args:
+        message: what is wrong and what to do.
+        place: the file, or the option, that it is about.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message, place)
+        self.message = message
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"{self.place}: error: {self.message}" if self.place else f"error: {self.message}"
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, report how it went wrong, and return the exit code."""
     from stepflow_trio.cli.commands import commands
 
+    speak_json(False)
     try:
         code = commands.main(list(arguments), prog_name="stepflow-trio", standalone_mode=False)
     except click.ClickException as exc:
-        exc.show()
+        _show_misuse(exc, wants_json=speaks_json() or "--json" in arguments)
         return exc.exit_code
-    except (FlowInvalid, ConfigError, Unusable) as exc:
-        complain(str(exc))
+    except (FlowInvalid, ConfigError) as exc:
+        show_invalid(exc)
+        return MISUSED
+    except Unusable as exc:
+        complain(str(exc), message=exc.message, place=written_place(exc.place))
         return MISUSED
     except Interrupted as exc:
         return 128 + exc.number
     except BrokenPipeError:
         return FAILED
     except StepflowError as exc:
-        complain(f"error: {exc}")
+        complain(f"error: {exc}", code=getattr(exc, "code", None))
         return FAILED
     except Exception as exc:  # noqa: BLE001 — an error of our own, which must not look like the user's
         _report_internal_error(exc)
@@ -56,10 +72,14 @@ def run_command_line(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def complain(text: str) -> None:
-    """Write an error or a warning to stderr; what a terminal would act on is made visible."""
-    with contextlib.suppress(OSError):  # the exit code still says it
-        click.echo("\n".join(plain_lines(text)), err=True)
+def _show_misuse(exc: click.ClickException, *, wants_json: bool) -> None:
+    if not wants_json:
+        exc.show()
+        return
+    speak_json(True)
+    context = exc.ctx if isinstance(exc, click.UsageError) else None
+    usage = context.get_usage().removeprefix("Usage: ") if context is not None else None
+    complain(exc.format_message(), usage=usage)
 
 
 def shows_tracebacks() -> bool:
@@ -71,7 +91,7 @@ def _report_internal_error(exc: Exception) -> None:
     if shows_tracebacks():
         import traceback
 
-        click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)
+        complain("".join(traceback.format_exception(exc)).rstrip("\n"))
     summary = f"{type(exc).__name__}: {exc}".splitlines()[0]
     hint = "" if shows_tracebacks() else "; set STEPFLOW_DEBUG=1 to see where it comes from"
     complain(f"internal error: {summary}{hint}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
+from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.plain_text import count
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult
@@ -24,6 +26,37 @@ _STDERR_LINES = 20
 
 _REMEMBERED_LINES = 1000
 """Of what workers wrote last, so much is remembered, so as not to show it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedRun:
+    """Why a run failed, for people and for programs."""
+
+    text: str
+    message: str
+    code: int
+    hint: str | None
+    run_id: str | None
+    step: str | None
+    failed_items: int
+    items: int
+    input_line: int | None
+    """Of a batch, the line of the first input that failed."""
+
+    def show(self) -> None:
+        """Say it on stderr."""
+        complain(
+            self.text,
+            message=self.message,
+            code=self.code,
+            hint=self.hint,
+            event="run_failed",
+            run_id=self.run_id,
+            step_id=self.step,
+            failed_items=self.failed_items,
+            total_items=self.items,
+            input_line=self.input_line,
+        )
 
 
 class Failures:
@@ -64,7 +97,7 @@ class Failures:
             case _:
                 pass
 
-    def message(self, results: Sequence[FlowResult]) -> str | None:
+    def why(self, results: Sequence[FlowResult]) -> FailedRun | None:
         """Why the run failed, and in which step; None where it did not."""
         failed = [(index, result.error) for index, result in enumerate(results) if isinstance(result, Failed)]
         if not failed:
@@ -84,7 +117,18 @@ class Failures:
         stderr = _stderr_tail(error)
         if any(line not in error.message and line not in self._shown for line in stderr):
             lines += [f"  | {line}" for line in stderr]
-        return "\n".join(lines)
+        hints = _suggestion(error)
+        return FailedRun(
+            text="\n".join(lines),
+            message=error.message,
+            code=error.code,
+            hint=hints[0] if hints else None,
+            run_id=self._run_id,
+            step=step_id,
+            failed_items=len(failed),
+            items=len(results),
+            input_line=self._input_lines[index] if self._input_lines else None,
+        )
 
     def _end_item(self, event: ItemEnded) -> None:
         index = event.item_index

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,6 +12,7 @@ import msgspec
 
 from stepflow_trio.cli.exits import Unusable
 from stepflow_trio.errors import FlowInvalid
+from stepflow_trio.flows.diagnostics import Diagnostic
 from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.flows.source_text import SourceLimits
 from stepflow_trio.protocol.json_types import json_type
@@ -84,6 +87,28 @@ def read_json_lines(path: str) -> dict[int, Any]:
     }
 
 
+@contextmanager
+def quoting_nothing(*, if_any_of: object) -> Generator[None]:
+    """Where there is something secret in what is read in the block, say of it only where it is wrong."""
+    try:
+        yield
+    except FlowInvalid as exc:
+        if if_any_of is None:
+            raise
+        raise FlowInvalid([_unquoted(found) for found in exc.diagnostics]) from None
+
+
+def _unquoted(found: Diagnostic) -> Diagnostic:
+    # What is wrong with a JSON text is said without quoting it; YAML's anchors, tags and keys are named.
+    is_plain = found.message.startswith("this is not JSON: ")
+    return Diagnostic(
+        kind=found.kind,
+        message=found.message if is_plain else "this cannot be read",
+        place=msgspec.structs.replace(found.place, excerpt=""),
+        suggestion="" if is_plain else "it is not quoted, for the flow's schemas call a part of it secret",
+    )
+
+
 def require_object(value: Any, *, what: str) -> dict[str, Any]:
     """``value``, which must be a JSON object.
 
@@ -91,7 +116,7 @@ def require_object(value: Any, *, what: str) -> dict[str, Any]:
         Unusable: it is something else.
     """
     if not isinstance(value, dict):
-        raise Unusable(f"{what}: error: must be an object, a member for each name, not {json_type(value)}")
+        raise Unusable(f"must be an object, a member for each name, not {json_type(value)}", what)
     return cast("dict[str, Any]", value)
 
 
@@ -101,7 +126,7 @@ def _read_file(path: str) -> bytes:
             return file.read()
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise Unusable(f"{path}: error: the file cannot be read: {why}") from exc
+        raise Unusable(f"the file cannot be read: {why}", path) from exc
 
 
 def read_stdin() -> bytes:
@@ -111,8 +136,8 @@ def read_stdin() -> bytes:
         Unusable: it cannot be read.
     """
     if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
-        raise Unusable("<stdin>: error: stdin is closed")
+        raise Unusable("stdin is closed", "<stdin>")
     try:
         return sys.stdin.buffer.read()
     except OSError as exc:
-        raise Unusable(f"<stdin>: error: stdin cannot be read: {exc.strerror}") from exc
+        raise Unusable(f"stdin cannot be read: {exc.strerror}", "<stdin>") from exc

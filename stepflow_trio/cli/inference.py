@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from stepflow_trio.cli.configuration import read_configuration
-from stepflow_trio.cli.exits import FAILED, MISUSED, Unusable, complain
+from stepflow_trio.cli.exits import FAILED, MISUSED, Unusable
+from stepflow_trio.cli.notices import complain, show_diagnostic, speaks_json
 from stepflow_trio.cli.plain_text import count
 from stepflow_trio.cli.standard_output import write_stdout
 from stepflow_trio.cli.type_checking import check_flow_types
@@ -33,9 +34,10 @@ def infer_flow(
     output: str | None,
     show_step_inputs: bool,
     strict: bool,
-    as_json: bool,
 ) -> int:
     """Check a flow's types, write it with the schemas that it does not declare, and return the exit code.
+
+    With ``--json`` what is written is one object with the flow and the diagnostics.
 
     Args:
         flow_path: the flow.
@@ -43,7 +45,6 @@ def infer_flow(
         output: the file to write; None: stdout.
         show_step_inputs: say on stderr what each step is given and takes.
         strict: warn of what cannot be checked.
-        as_json: write one object, the diagnostics in it, instead of the flow; as JSON.
 
     Raises:
         FlowInvalid: the flow is wrong, types apart; nothing was started.
@@ -58,13 +59,13 @@ def infer_flow(
     if reading.source is None:
         raise FlowInvalid(reading.diagnostics)
     config = read_configuration(config_path, beside=Path(flow_path))
-    for warning in config.warnings:
-        complain(warning)
+    for warning in config.diagnostics:
+        show_diagnostic(warning)
     checked = check_flow_types(flow, reading.source, config, strict=strict)
     inference = infer_schemas(flow, checked.types)
     found = [*checked.diagnostics, *map(reading.source.diagnostic, inference.conflicts)]
     completed = msgspec.structs.replace(flow, schemas=inference.schemas).to_json()
-    if as_json:
+    if speaks_json():
         value: dict[str, Any] = {
             "flow": completed,
             **diagnostics_json(found),
@@ -76,16 +77,17 @@ def infer_flow(
     else:
         text = flow_text(completed, suffix=(target or Path(flow_path)).suffix)
         for diagnostic in found:
-            complain(str(diagnostic))
+            show_diagnostic(diagnostic)
         if show_step_inputs:
             for step_id, types in _step_inputs(checked.types).items():
-                complain(f"{step_id}: given {types['given']}, takes {types['taken']}")
+                text = f"{step_id}: given {types['given']}, takes {types['taken']}"
+                complain(text, level="info")
     for problem in checked.problems:
-        complain(f"warning: {problem}")
+        complain(f"warning: {problem}", level="warning")
     _write(text, target)
     errors = sum(diagnostic.level != "warning" for diagnostic in found)
     if target is not None:
-        complain(f"{target} written: {count(errors, 'error')}")
+        complain(f"{target} written: {count(errors, 'error')}", level="info", file=str(target))
     return MISUSED if errors else FAILED if checked.problems else 0
 
 
@@ -97,9 +99,9 @@ def _target(flow_path: str, output: str | None) -> Path | None:
         Path(output) if output != BESIDE_THE_FLOW else flow.with_suffix(f".inferred{flow.suffix or '.yaml'}")
     )
     if target.exists() and flow.exists() and target.samefile(flow):
-        raise Unusable(f"{target}: error: is the flow itself, whose comments would be lost")
+        raise Unusable("is the flow itself, whose comments would be lost", str(target))
     if target.is_dir():
-        raise Unusable(f"{target}: error: is a directory; --output names a file")
+        raise Unusable("is a directory; --output names a file", str(target))
     return target
 
 

@@ -11,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stepflow_trio.cli.notices import Level
 from stepflow_trio.cli.plain_text import count, duration, plain_line, plain_lines
-from stepflow_trio.cli.run_state import RunState, WatchedStep, ended_worker
+from stepflow_trio.cli.run_state import RunState, WatchedRun, WatchedStep, ended_worker
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
     Event,
@@ -32,6 +33,11 @@ REDRAW_INTERVAL_S = 0.1
 """Often enough to look alive; whatever happens in between costs no drawing."""
 
 BAR_WIDTH = 20
+
+BATCH_BAR_WIDTH = 60
+
+SHOWN_AFTER_S = 0.2
+"""Of a batch, a step has a row if it has run for so long: those that are over at once would only flicker."""
 
 WIDE_COLUMNS = 72
 """A terminal with fewer shows neither a step's component nor its bar: how far it is stands there anyway."""
@@ -67,7 +73,7 @@ class ProgressDisplay:
                 self._observe_run(event)
             case StepStarted() | StepProgressed():
                 step = self._state.take_step(event)
-                if step is not None:
+                if step is not None and not step.run.is_batch:
                     self._label_width = max(self._label_width, len(step.label))
             case StepRetrying() | StepEnded():
                 self._observe_step(event)
@@ -80,7 +86,7 @@ class ProgressDisplay:
             case _:
                 pass
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, *, level: Level = "warning") -> None:
         """Show something that is no event."""
         self._lines += [Text(line, "yellow") for line in plain_lines(text)]
 
@@ -159,7 +165,10 @@ class ProgressDisplay:
         if main is None:
             return Text(f"{self._spinner()} starting")
         steps = list(self._state.steps.values())
-        fitting = max(1, self._console.size.height - 4)
+        if main.is_batch:
+            latest = self._state.now() - SHOWN_AFTER_S
+            steps = [step for step in steps if step.started_at <= latest]
+        fitting = max(1, self._console.size.height - (5 if main.is_batch else 4))
         shown = steps if len(steps) <= fitting else steps[: fitting - 1]
         table = Table.grid(padding=(0, 1))
         table.add_column(width=1)
@@ -174,6 +183,8 @@ class ProgressDisplay:
         parts: list[Table | Text] = [table] if shown else []
         if len(shown) < len(steps):
             parts.append(Text(f"  and {len(steps) - len(shown):,} more steps", "dim"))
+        if main.is_batch:
+            parts.append(self._batch_bar(main))
         parts.append(Text(self._summary(), "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
 
@@ -196,14 +207,21 @@ class ProgressDisplay:
         row.append(Text(percent + message))
         return row
 
+    def _batch_bar(self, run: WatchedRun) -> Table:
+        """How much of a batch is done, as wide as the terminal allows."""
+        width = min(BATCH_BAR_WIDTH, max(1, self._console.size.width - 8))
+        share = run.ended_items / run.total_items if run.total_items else 1.0
+        row = Table.grid(padding=(0, 1))
+        row.add_row(" ", ProgressBar(1.0, share, width), Text(f"{int(share * 100):>3}%"))
+        return row
+
     def _summary(self) -> str:
         run = self._state.main
         if run is None:
             return ""
         summary = f"{count(run.ended_steps, 'step')} done, {len(self._state.steps)} running"
         if run.is_batch:
-            failed = f", {run.failed_items:,} failed" if run.failed_items else ""
-            summary = f"{run.ended_items:,} of {count(run.total_items, 'item')}{failed}; {summary}"
+            summary = f"{self._state.batch_summary(run)}; {summary}"
         return f"  {summary}, {duration(self._state.now())}"
 
     def _spinner(self) -> str:

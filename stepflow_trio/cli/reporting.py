@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from stepflow_trio.cli.exits import complain, shows_tracebacks
+from stepflow_trio.cli.log_notices import logged_level, logged_text
+from stepflow_trio.cli.notices import Level, complain, speaks_json
 from stepflow_trio.cli.run_state import RunState
 from stepflow_trio.runtime.events import Event, RunEnded, RunStarted, WorkerEnded
 
@@ -22,7 +22,7 @@ class Reporter(Protocol):
         """Show an event. Never waits, never raises."""
         ...
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, *, level: Level = "warning") -> None:
         """Show something that is no event."""
         ...
 
@@ -46,11 +46,12 @@ class ProblemsOnly:
         if isinstance(event, RunStarted | RunEnded):
             self._state.take_run(event)
         elif isinstance(event, WorkerEnded) and not self._state.is_over:
-            self.warn(f"worker {event.plugin} ended: {event.detail}")
+            text = f"worker {event.plugin} ended: {event.detail}"
+            complain(text, level="warning", event="worker_ended", plugin=event.plugin)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, *, level: Level = "warning") -> None:
         """Write it to stderr."""
-        complain(text)
+        complain(text, level=level)
 
     async def keep_showing(self) -> None:
         """Do nothing."""
@@ -81,6 +82,10 @@ def open_reporter(*, quiet: bool, input_lines: Sequence[int] = ()) -> Generator[
 def _reporter(input_lines: Sequence[int], *, quiet: bool) -> Reporter:
     if quiet:
         return ProblemsOnly()
+    if speaks_json():
+        from stepflow_trio.cli.progress_json import ProgressJson  # here: few ask for it
+
+        return ProgressJson(input_lines)
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):  # pyright: ignore[reportUnnecessaryComparison]: stderr is None when closed at the start
         # Takes 30 ms to import, and only a terminal needs it.
         from stepflow_trio.cli.progress_display import ProgressDisplay
@@ -97,10 +102,4 @@ class _WarningHandler(logging.Handler):
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
-        if record.exc_info and record.exc_info[1] is not None:
-            exc = record.exc_info[1]
-            summary = [f"{type(exc).__name__}: {exc}"]
-            details = traceback.format_exception(exc) if shows_tracebacks() else summary
-            text = f"{text}\n{''.join(details).rstrip()}"
-        self._reporter.warn(text)
+        self._reporter.warn(logged_text(record), level=logged_level(record))

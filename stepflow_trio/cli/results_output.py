@@ -31,15 +31,15 @@ class ResultsOutput:
 
     def __init__(self, path: str | None) -> None:
         self._path = Path(path) if path is not None else None
-        if self._path is None:
+        if path is None or self._path is None:
             return
         directory = self._path.parent
         if self._path.is_dir():
-            raise Unusable(f"{path}: error: is a directory; --output names a file")
+            raise Unusable("is a directory; --output names a file", path)
         if not directory.is_dir():
-            raise Unusable(f"{path}: error: there is no directory {directory}")
+            raise Unusable(f"there is no directory {directory}", path)
         if not os.access(self._path if self._path.exists() else directory, os.W_OK):
-            raise Unusable(f"{path}: error: may not be written")
+            raise Unusable("may not be written", path)
 
     def write(self, result: FlowResult) -> None:
         """Write the result of a run that is no batch.

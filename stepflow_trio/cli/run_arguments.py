@@ -1,7 +1,8 @@
-"""The options of ``stepflow-trio run`` as what they stand for: a flow, a configuration, inputs, variables."""
+"""The options of ``run`` and ``submit`` as what they stand for: a flow, inputs, variables, overrides."""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +11,33 @@ from typing import Any
 import click
 
 from stepflow_trio.cli.configuration import read_configuration
-from stepflow_trio.cli.exits import complain
+from stepflow_trio.cli.env_variables import with_environment
+from stepflow_trio.cli.given_overrides import overridden
 from stepflow_trio.cli.given_values import (
     STDIN,
     Format,
+    quoting_nothing,
     read_json_lines,
     read_stdin,
     read_text_value,
     read_value,
     require_object,
 )
+from stepflow_trio.cli.notices import show_diagnostic
 from stepflow_trio.cli.results_output import ResultsOutput
 from stepflow_trio.cli.route_check import unreachable_steps
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import DiagnosticKind
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import read_flow_file
+from stepflow_trio.flows.secrets import FlowSecrets
 from stepflow_trio.runtime.config import Config
 
-_NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCRIPTION)
+NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCRIPTION)
 """Warnings that ``validate`` gives, and that nobody wants at every run."""
+
+_FROM_STDIN = ("input", "inputs", "variables", "overrides")
+"""Options whose file may be ``-``."""
 
 _NO_INPUT = "There is no input: give --input, --input-json or --input-yaml, or pipe it in."
 
@@ -38,11 +46,14 @@ _NO_INPUT = "There is no input: give --input, --input-json or --input-yaml, or p
 class InputArguments:
     """What a run is given, and where its results go."""
 
+    flow: Flow
+    """As it is written, without the overrides."""
     inputs: list[Any]
     is_batch: bool
     input_lines: list[int]
     """Of a batch, the line that each input comes from; empty otherwise."""
     variables: dict[str, Any]
+    overrides: dict[str, Any] | None
     max_concurrency: int | None
     output: ResultsOutput
     quiet: bool
@@ -52,49 +63,58 @@ class InputArguments:
 class RunArguments(InputArguments):
     """Everything that a run needs."""
 
-    flow: Flow
     config: Config
+    timeout_s: float | None
+    enforce_schemas: bool
 
     @classmethod
-    def read(cls, **options: Any) -> RunArguments:
+    def read(cls, *, timeout: float | None, no_schema_checks: bool, **options: Any) -> RunArguments:
         """Read all files that the options name, the flow first and stdin last.
 
         Raises:
             click.UsageError: the options contradict each other.
             FlowInvalid: the flow, an input or the variables say nothing that can be used.
             ConfigError: the configuration does.
-            Unusable: a file cannot be read, or the output not be written.
+            Unusable: a file cannot be read, overrides do not fit, or the output cannot be written.
         """
         given = _Given(options)
-        flow = read_flow(given)
-        config = read_configuration(given.options.get("config"), beside=Path(given.options["flow"]))
+        flow_path: str = options["flow"]
+        flow = _read_flow(given)
+        config = read_configuration(options["config"], beside=Path(flow_path))
         # What a configuration says and nobody reads is most often why things go wrong: quiet or not.
-        for warning in config.warnings:
-            complain(warning)
-        if unreachable := unreachable_steps(flow, given.options["flow"], config):
-            raise FlowInvalid(unreachable)
-        return cls(flow=flow, config=config, **given.read())
+        for warning in config.diagnostics:
+            show_diagnostic(warning)
+        if not given.overrides_option:
+            _require_routes(flow, flow_path, config)
+        fields = given.read(flow)
+        if given.overrides_option:
+            # An override may lead a step elsewhere.
+            _require_routes(given.runs, f"{flow_path} with {given.overrides_option}", config)
+        return cls(config=config, timeout_s=timeout, enforce_schemas=not no_schema_checks, **fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitArguments(InputArguments):
     """Everything that a run on a server needs."""
 
-    flow: Flow
-
     @classmethod
     def read(cls, **options: Any) -> SubmitArguments:
         """As `RunArguments.read`, without a configuration."""
         given = _Given(options)
-        return cls(flow=read_flow(given), **given.read())
+        return cls(**given.read(_read_flow(given)))
 
 
-def read_flow(given: _Given) -> Flow:
+def _require_routes(flow: Flow, flow_path: str, config: Config) -> None:
+    if unreachable := unreachable_steps(flow, flow_path, config):
+        raise FlowInvalid(unreachable)
+
+
+def _read_flow(given: _Given) -> Flow:
     """The flow, whose warnings are shown."""
     flow = read_flow_file(given.options["flow"])
     for found in flow.warnings:
-        if found.kind not in _NOT_SHOWN and not given.options.get("quiet"):
-            complain(str(found))
+        if found.kind not in NOT_SHOWN and not given.options.get("quiet"):
+            show_diagnostic(found)
     return flow
 
 
@@ -105,9 +125,10 @@ class _Given:
         given = {name: value for name, value in options.items() if value is not None}
         input_option = _only_one_of(given, "input", "input_json", "input_yaml", "inputs")
         variables_option = _only_one_of(given, "variables", "variables_json", "variables_yaml")
+        overrides_option = _only_one_of(given, "overrides", "overrides_json", "overrides_yaml")
         if "max_concurrency" in given and input_option != "inputs":
             raise click.UsageError("--max-concurrency is for a batch: it goes with --inputs.")
-        readers = [f"--{name}" for name in ("input", "inputs", "variables") if given.get(name) == STDIN]
+        readers = [f"--{name}" for name in _FROM_STDIN if given.get(name) == STDIN]
         if input_option is None:
             if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]: stdin is None when closed at the start
                 raise click.UsageError(_NO_INPUT)
@@ -121,21 +142,38 @@ class _Given:
         self.options = given
         self._is_input_implied = input_option is None
         self._variables_option = variables_option
+        self.overrides_option = _written(overrides_option) if overrides_option else None
 
-    def read(self) -> dict[str, Any]:
-        """The fields of `InputArguments`, read from the files that the options name."""
+    def read(self, flow: Flow) -> dict[str, Any]:
+        """The fields of `InputArguments`, read from the files that the options name; checked by the flow."""
         given = self.options
+        self.runs = flow
+        """What runs: the flow, with the overrides."""
         output = ResultsOutput(given.get("output"))
         stdin_format: Format = given.get("stdin_format", "json")
         is_batch = "inputs" in given
-        lines = read_json_lines(given["inputs"]) if is_batch else {}
+        secrets = FlowSecrets.of(flow)
+        with quoting_nothing(if_any_of=secrets and secrets.input):
+            lines = read_json_lines(given["inputs"]) if is_batch else {}
         option = self._variables_option
-        variables: Any = _given_value(given, "variables", stdin_format) if option else {}
+        with quoting_nothing(if_any_of=secrets and secrets.variables):
+            value: Any = _given_value(given, "variables", stdin_format) if option else {}
+        variables = require_object(value, what=_written(option or "variables"))
+        if given.get("env_variables"):
+            variables = with_environment(flow, variables, os.environ)
+        overrides: Any = None
+        if self.overrides_option is not None:
+            overrides = _given_value(given, "overrides", stdin_format)
+            self.runs = overridden(flow, overrides, option=self.overrides_option, flow_path=given["flow"])
+        with quoting_nothing(if_any_of=secrets and secrets.input):
+            inputs = list(lines.values()) if is_batch else [self._input(stdin_format)]
         return {
-            "inputs": list(lines.values()) if is_batch else [self._input(stdin_format)],
+            "flow": flow,
+            "inputs": inputs,
             "is_batch": is_batch,
             "input_lines": list(lines),
-            "variables": require_object(variables, what=_written(option or "variables")),
+            "variables": variables,
+            "overrides": overrides,
             "max_concurrency": given.get("max_concurrency"),
             "output": output,
             "quiet": bool(given.get("quiet")),

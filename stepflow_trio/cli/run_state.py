@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stepflow_trio.cli.plain_text import count, duration
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
     ItemEnded,
@@ -17,6 +18,9 @@ from stepflow_trio.runtime.events import (
     StepStarted,
     WorkerEnded,
 )
+
+_RATE_AFTER_S = 0.5
+"""Before, the rate of a batch's items says little about the rest of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +35,7 @@ class WatchedRun:
     ended_items: int = 0
     failed_items: int = 0
     ended_steps: int = 0
+    started_at: float = 0.0
 
     @property
     def is_main(self) -> bool:
@@ -52,8 +57,8 @@ class WatchedStep:
     """A step that has started, in one item of a run."""
 
     run: WatchedRun
-    label: str
-    component: str
+    start: StepStarted
+    """Its first attempt's."""
     started_at: float
     attempt: int = 1
     fraction: float | None = None
@@ -63,6 +68,18 @@ class WatchedStep:
     """When it is tried again, if its last attempt has failed."""
     logged_at: float = float("-inf")
     """When its progress was last written down."""
+
+    @property
+    def component(self) -> str:
+        """The component that it calls."""
+        return self.start.component
+
+    @property
+    def label(self) -> str:
+        """What to call it: its id, behind what tells its run and its item from others."""
+        run = self.run
+        item = f"{run.item_name(self.start.item_index)}: " if run.is_batch else ""
+        return f"{run.name + ': ' if run.name else ''}{item}{self.start.step_id}"
 
 
 class RunState:
@@ -80,7 +97,6 @@ class RunState:
         self._clock = clock
         self._began_at = clock()
         self._runs: dict[str, WatchedRun] = {}
-        self._same_step: dict[tuple[str, str], list[WatchedStep]] = {}
         self.main: WatchedRun | None = None
         self.is_over = False
         """Whether the run that the command is about has ended."""
@@ -96,7 +112,7 @@ class RunState:
         if isinstance(event, RunStarted):
             name = f"{event.flow_name or 'run'} {event.run_id[:8]}" if self.main else ""
             run = self._runs[event.run_id] = WatchedRun(
-                name, event.total_items, () if self.main else self._input_lines
+                name, event.total_items, () if self.main else self._input_lines, started_at=self.now()
             )
             self.main = self.main or run
             return run
@@ -110,39 +126,38 @@ class RunState:
             run.failed_items += isinstance(event.result, Failed)
         return run
 
-    def take_step(self, event: StepStarted | StepProgressed | StepRetrying | StepEnded) -> WatchedStep | None:
-        """Take in what happened to a step, and return how it stands; None for one that is not known.
+    def batch_summary(self, run: WatchedRun) -> str:
+        """``1,200 of 5,000 items, 3 failed, 600/s, 6.3 s left``: how far a batch is."""
+        text = f"{run.ended_items:,} of {count(run.total_items, 'item')}"
+        if run.failed_items:
+            text += f", {run.failed_items:,} failed"
+        took = self.now() - run.started_at
+        if run.ended_items and took >= _RATE_AFTER_S:
+            rate = run.ended_items / took
+            text += f", {rate:,.0f}/s" if rate >= 10 else f", {rate:.2g}/s"
+            if run.ended_items < run.total_items:
+                text += f", {duration((run.total_items - run.ended_items) / rate)} left"
+        return text
 
-        A report of progress does not say of which item it is, so it is lost where several are at its step.
-        """
-        if isinstance(event, StepProgressed):
-            same = self._same_step.get((event.run_id, event.step_id), ())
-            if len(same) != 1:
-                return None
-            same[0].fraction, same[0].message = event.fraction, event.message or ""
-            return same[0]
+    def take_step(self, event: StepStarted | StepProgressed | StepRetrying | StepEnded) -> WatchedStep | None:
+        """Take in what happened to a step, and return how it stands; None for one that is not known."""
         key = (event.run_id, event.item_index, event.step_id)
         step = self.steps.get(key)
         if isinstance(event, StepStarted):
             if step is None and (run := self._runs.get(event.run_id)) is not None:
-                step = self.steps[key] = WatchedStep(run, _label(run, event), event.component, self.now())
-                self._same_step.setdefault((event.run_id, event.step_id), []).append(step)
+                step = self.steps[key] = WatchedStep(run, event, self.now())
             if step is not None:
                 step.attempt, step.fraction, step.message, step.waits_until = event.attempt, None, "", None
-        elif step is not None and isinstance(event, StepRetrying):
+        elif step is None:
+            return None
+        elif isinstance(event, StepProgressed):
+            step.fraction, step.message = event.fraction, event.message or ""
+        elif isinstance(event, StepRetrying):
             step.fraction, step.waits_until = None, self.now() + event.delay_s
-        elif step is not None:
+        else:
             step.run.ended_steps += 1
             del self.steps[key]
-            self._same_step[event.run_id, event.step_id].remove(step)
-            if not self._same_step[event.run_id, event.step_id]:
-                del self._same_step[event.run_id, event.step_id]
         return step
-
-
-def _label(run: WatchedRun, event: StepStarted) -> str:
-    item = f"{run.item_name(event.item_index)}: " if run.is_batch else ""
-    return f"{run.name + ': ' if run.name else ''}{item}{event.step_id}"
 
 
 def ended_worker(event: WorkerEnded) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import trio
 
-from stepflow_trio.cli.exits import FAILED, complain
+from stepflow_trio.cli.exits import FAILED
 from stepflow_trio.cli.failures import Failures
 from stepflow_trio.cli.interruption import Interrupted, run_until_signal
+from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.reporting import Reporter, open_reporter
 from stepflow_trio.cli.run_arguments import RunArguments
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.flows.results import FlowResult
-from stepflow_trio.runtime import open_runtime
+from stepflow_trio.runtime import Run, open_runtime
 from stepflow_trio.runtime.events import Event, Observer
 
 
@@ -33,10 +35,10 @@ def run_flow(arguments: RunArguments) -> int:
     else:
         results = _run_until_signal(arguments, [failures.observe])
         arguments.output.write(results[0])
-    why = failures.message(results)
+    why = failures.why(results)
     if why is None:
         return 0
-    complain(why)
+    why.show()
     return FAILED
 
 
@@ -45,12 +47,19 @@ def _run_batch(arguments: RunArguments, failures: Failures) -> list[FlowResult]:
         # Lines that progress would be drawn over wait for its end.
         is_covered = arguments.output.is_on_screen and not arguments.quiet
         writers = [] if is_covered else [output.keep_writing]
+
+        def follow(run: Run) -> None:
+            output.results = run.results
+
         try:
-            results = _run_until_signal(arguments, [failures.observe, output.observe], *writers)
+            results = _run_until_signal(
+                arguments, [failures.observe, output.observe], *writers, on_submitted=follow
+            )
         except Interrupted:
             with suppress(BrokenPipeError):
                 output.finish()
-            complain(f"{output.lines_written:,} of {len(arguments.inputs):,} results written")
+            written, of = output.lines_written, len(arguments.inputs)
+            complain(f"{written:,} of {of:,} results written", level="info", written=written, of=of)
             raise
         for index, result in enumerate(results):
             output.take(index, result)
@@ -59,7 +68,10 @@ def _run_batch(arguments: RunArguments, failures: Failures) -> list[FlowResult]:
 
 
 def _run_until_signal(
-    arguments: RunArguments, observers: Sequence[Observer], *tasks: Callable[[], Awaitable[object]]
+    arguments: RunArguments,
+    observers: Sequence[Observer],
+    *tasks: Callable[[], Awaitable[object]],
+    on_submitted: Callable[[Run], object] = lambda run: None,
 ) -> list[FlowResult]:
     """Run the flow while ``tasks`` run, which are cancelled when it is over."""
     reporters: list[Reporter] = []
@@ -79,13 +91,18 @@ def _run_until_signal(
             async with trio.open_nursery() as nursery:
                 for task in (reporter.keep_showing, *tasks):
                     nursery.start_soon(task)
-                async with open_runtime(arguments.config, on_event=observe) as runtime:
+                async with open_runtime(
+                    arguments.config, on_event=observe, enforce_schemas=arguments.enforce_schemas
+                ) as runtime:
                     submitted = await runtime.submit(
                         arguments.flow,
                         arguments.inputs,
                         variables=arguments.variables,
+                        overrides=arguments.overrides,
                         max_concurrency=arguments.max_concurrency,
+                        deadline=_deadline(arguments.timeout_s),
                     )
+                    on_submitted(submitted)
                     await submitted.wait()
                 nursery.cancel_scope.cancel(reason="the run is over")
         return submitted.results
@@ -95,3 +112,7 @@ def _run_until_signal(
             reporter.warn("interrupted: ending the run and its workers")
 
     return [result for result in run_until_signal(run, on_signal=announce_end) if result is not None]
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else trio.current_time() + timeout_s

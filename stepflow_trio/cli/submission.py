@@ -6,9 +6,10 @@ import json
 import uuid
 from typing import Any, cast
 
-from stepflow_trio.cli.exits import FAILED, complain
+from stepflow_trio.cli.exits import FAILED
 from stepflow_trio.cli.failures import Failures
 from stepflow_trio.cli.interruption import run_until_signal
+from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.run_arguments import SubmitArguments
 from stepflow_trio.cli.standard_output import write_line
 from stepflow_trio.errors import ErrorCode, StepflowError
@@ -43,10 +44,20 @@ def submit_flow(
             server = _Server(client)
             run = await server.start(arguments)
             if not arguments.quiet:
-                complain(f"run_id: {run['runId']}")
+                run_id = run["runId"]
+                complain(
+                    f"run_id: {run_id}",
+                    level="info",
+                    message="run started",
+                    event="run_started",
+                    run_id=run_id,
+                )
             return await server.results_of(run["runId"]) if is_waited_for else run
 
-    found = run_until_signal(submit, on_signal=lambda number: complain("interrupted: the run goes on"))
+    def say_that_it_goes_on(number: int) -> None:
+        complain("interrupted: the run goes on", level="info")
+
+    found = run_until_signal(submit, on_signal=say_that_it_goes_on)
     if isinstance(found, dict):
         write_line(json.dumps(found, ensure_ascii=False))
         return 0
@@ -58,10 +69,10 @@ def submit_flow(
     else:
         arguments.output.write(found[0])
     failures = Failures(arguments.flow, input_lines=arguments.input_lines, quiet=arguments.quiet)
-    why = failures.message(found)
+    why = failures.why(found)
     if why is None:
         return 0
-    complain(why)
+    why.show()
     return FAILED
 
 
@@ -82,6 +93,8 @@ class _Server:
         body: dict[str, Any] = {"flowId": stored["flowId"], "input": arguments.inputs}
         if arguments.variables:
             body["variables"] = arguments.variables
+        if arguments.overrides is not None:
+            body["overrides"] = arguments.overrides
         if arguments.max_concurrency is not None:
             body["maxConcurrency"] = arguments.max_concurrency
         return await self._call("POST", "/runs", body, headers=[("Idempotency-Key", str(uuid.uuid4()))])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import sys
 from pathlib import Path
 
+import msgspec
+
 from stepflow_trio.cli.exits import Unusable
-from stepflow_trio.cli.standard_output import require_stdout, write_stdout
+from stepflow_trio.cli.notices import speaks_json
+from stepflow_trio.cli.standard_output import require_stdout, write_line, write_stdout
 from stepflow_trio.errors import StepflowError
 from stepflow_trio.flows.graph import FlowGraph, flow_graph
 from stepflow_trio.flows.reader import read_flow_file
@@ -32,7 +37,7 @@ _MAX_SIDE = 65_000
 
 
 def draw_flow(
-    flow_path: str, *, format: str | None, output: str | None, overwrites: bool, details: bool
+    flow_path: str, *, format: str | None, output: str | None, overwrites: bool, details: bool, servers: bool
 ) -> int:
     """Draw a flow to a file or to stdout, and return the exit code.
 
@@ -45,15 +50,29 @@ def draw_flow(
     format = format or _format_of(path)
     if path is None:
         require_stdout()
-    if format == "png" and output is None and sys.stdout.isatty():
-        raise Unusable("error: a PNG is nothing for a terminal; name a file with --output")
-    graph = flow_graph(read_flow_file(flow_path))
+    if format == "png" and output is None and sys.stdout.isatty() and not speaks_json():
+        raise Unusable("a PNG is nothing for a terminal; name a file with --output")
+    flow = read_flow_file(flow_path)
+    if not servers:
+        steps = [msgspec.structs.replace(step, component="") for step in flow.steps]
+        flow = msgspec.structs.replace(flow, steps=tuple(steps))
+    graph = flow_graph(flow)
     drawing = _draw(graph, format, details=details)
-    if path is None:
-        write_stdout(drawing)
-    else:
+    if path is not None:
         _write_file(path, drawing, overwrites=overwrites)
+    if speaks_json():
+        write_line(json.dumps(_as_json(drawing, format, path), ensure_ascii=False))
+    elif path is None:
+        write_stdout(drawing)
     return 0
+
+
+def _as_json(drawing: bytes, format: str, path: Path | None) -> dict[str, str]:
+    if path is not None:
+        return {"format": format, "file": str(path)}
+    if format == "png":
+        return {"format": format, "encoding": "base64", "drawing": base64.b64encode(drawing).decode()}
+    return {"format": format, "drawing": drawing.decode()}
 
 
 def _format_of(path: Path | None) -> str:
@@ -62,7 +81,7 @@ def _format_of(path: Path | None) -> str:
     format = _FORMAT_OF.get(path.suffix.lower())
     if format is None:
         known = ", ".join(_FORMAT_OF)
-        raise Unusable(f"{path}: error: its suffix says no format; use one of {known}, or --format")
+        raise Unusable(f"its suffix says no format; use one of {known}, or --format", str(path))
     return format
 
 
@@ -95,10 +114,10 @@ def png_of_svg(svg: str, width: int, height: int) -> bytes:
         import resvg_py
     except ImportError as exc:
         install = "pip install 'stepflow-trio[visualize]'"
-        raise Unusable(f"error: a PNG needs the package resvg-py: {install}, or use --format svg") from exc
+        raise Unusable(f"a PNG needs the package resvg-py: {install}, or use --format svg") from exc
     zoom = min(_ZOOM, (_MAX_PIXELS / (width * height)) ** 0.5, _MAX_SIDE / max(width, height))
     if zoom < _MIN_ZOOM:
-        raise Unusable(f"error: {width:,} × {height:,} pixels are too many for a PNG; use --format svg")
+        raise Unusable(f"{width:,} × {height:,} pixels are too many for a PNG; use --format svg")
     try:
         _require_fonts()
         return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=zoom))
@@ -124,6 +143,6 @@ def _write_file(path: Path, data: bytes, *, overwrites: bool) -> None:
         with path.open("wb" if overwrites else "xb") as file:
             file.write(data)
     except FileExistsError as exc:
-        raise Unusable(f"{path}: error: is there already; --force overwrites it") from exc
+        raise Unusable("is there already; --force overwrites it", str(path)) from exc
     except OSError as exc:
-        raise Unusable(f"{path}: error: cannot be written: {exc.strerror}") from exc
+        raise Unusable(f"cannot be written: {exc.strerror}", str(path)) from exc

@@ -240,7 +240,8 @@ class Connection:
 
     def _wake(self, waiting: WaitingCall, value: outcome.Outcome[Any]) -> None:
         trio.lowlevel.reschedule(waiting.task, value)
-        self._call_places.unpark()
+        if self._call_places:
+            self._call_places.unpark()
 
     def _wake_with_error(self, event: AnsweredWithError) -> None:
         self._wake(event.call.waiter, outcome.Error(failure_of_call(event)))

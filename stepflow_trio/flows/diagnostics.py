@@ -49,6 +49,8 @@ class DiagnosticKind(enum.Enum):
     """Ours: a path without ``$`` that looks like several segments but is one field name."""
     SETTING_WITHOUT_EFFECT = ("settingWithoutEffect", 1903)
     """Ours: what a configuration says and this runtime does not do, or does otherwise."""
+    REPEATED_CASE_NAME = ("repeatedCaseName", 1904)
+    """Ours: two test cases have one name, so that nothing can name one of them."""
 
     INVALID_SUBFLOW_LITERAL = ("invalidSubflowLiteral", 2003)
     """A flow inside a step's input that cannot be read as one."""
@@ -192,7 +194,9 @@ class Diagnostic(msgspec.Struct, frozen=True, kw_only=True):
         """``file:line:column: level: message``, the source line with a caret, and the suggestion."""
         level = "warning" if self.level == "warning" else "error"
         where = printable(render_path(self.path))
-        lines = [f"{printable(str(self.place))}: {level}: {self.message} [{self.code} at {where}]"]
+        # Of a configuration's faults, the message begins with where.
+        at = "" if self.message.startswith(f"{where.removeprefix('$.')}: ") else f" at {where}"
+        lines = [f"{printable(str(self.place))}: {level}: {self.message} [{self.code}{at}]"]
         lines += _excerpt_lines(self.place)
         if self.suggestion:
             lines.append(f"      = {self.suggestion}")

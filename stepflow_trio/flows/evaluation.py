@@ -28,7 +28,7 @@ from stepflow_trio.flows.paths import JsonPath, NothingThere, render_path, resol
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.suggestions import did_you_mean
 
-__all__ = ["Evaluation"]
+__all__ = ["Evaluation", "missing", "read_step", "variable_value"]
 
 _UNDEFINED = int(ErrorCode.UNDEFINED_FIELD)
 
@@ -97,7 +97,7 @@ class Evaluation:
     def supply(self, step: str) -> None:
         """The result of ``step`` is known now; where it is not waited for, nothing changes."""
         for leaf, reference in self._leaves.pop(step, ()):
-            self._deliver(leaf, _read_step(reference, self._results[step]))
+            self._deliver(leaf, read_step(reference, self._results[step]))
 
     def _start(self, expression: Expression) -> Any:
         """The expression's value, or the failure, or what is pending of it."""
@@ -107,7 +107,7 @@ class Evaluation:
             case StepRef(step=step):
                 result = self._results.get(step)
                 if result is not None:
-                    return _read_step(expression, result)
+                    return read_step(expression, result)
                 leaf = _Pending(expression)
                 if step not in self._leaves:
                     self._leaves[step] = []
@@ -116,7 +116,7 @@ class Evaluation:
                 return leaf
             case InputRef(path=path):
                 found = resolve(self._input, path)
-                return _missing("input", path, found) if isinstance(found, NothingThere) else found
+                return missing("input", path, found) if isinstance(found, NothingThere) else found
             case VariableRef():
                 return self._variable(expression)
             case ArrayOf(items=items):
@@ -161,17 +161,10 @@ class Evaluation:
         return None
 
     def _variable(self, expression: VariableRef) -> Any:
-        name = expression.name
-        if name in self._variables:
-            value = resolve(self._variables[name], expression.path)
-            if not isinstance(value, NothingThere):
-                return value
-            failure = _missing(f'variable "{name}"', expression.path, value)
-        else:
-            hint = did_you_mean(name, self._variables)
-            message = f'variable "{name}" has neither a value nor a default'
-            failure = FlowError(_UNDEFINED, f"{message}; {hint}" if hint else message)
-        return failure if expression.default is None else self._start(expression.default)
+        value = variable_value(expression, self._variables)
+        if isinstance(value, FlowError) and expression.default is not None:
+            return self._start(expression.default)
+        return value
 
     def _deliver(self, node: _Pending, value: Any) -> None:
         """Give a pending node its value, and its parents theirs as far as that decides them."""
@@ -212,7 +205,8 @@ def _assembled(expression: ArrayOf | ObjectOf, values: list[Any]) -> Any:
     return values
 
 
-def _read_step(reference: StepRef, result: FlowResult) -> Any:
+def read_step(reference: StepRef, result: FlowResult) -> Any:
+    """What a reference comes to once its step is finished: a value, or a failure."""
     if isinstance(result, Failed):
         return result.error
     # A result that is null is null at every path, so that $coalesce can follow it.
@@ -220,11 +214,25 @@ def _read_step(reference: StepRef, result: FlowResult) -> Any:
         return result.result
     found = resolve(result.result, reference.path)
     if isinstance(found, NothingThere):
-        return _missing(f'the result of step "{reference.step}"', reference.path, found)
+        return missing(f'the result of step "{reference.step}"', reference.path, found)
     return found
 
 
-def _missing(what: str, path: JsonPath, nothing: NothingThere) -> FlowError:
+def variable_value(reference: VariableRef, variables: Mapping[str, Any]) -> Any:
+    """What a variable has at the path, or the failure that it has nothing there; without the default."""
+    name = reference.name
+    if name in variables:
+        value = resolve(variables[name], reference.path)
+        return (
+            missing(f'variable "{name}"', reference.path, value) if isinstance(value, NothingThere) else value
+        )
+    hint = did_you_mean(name, variables)
+    message = f'variable "{name}" has neither a value nor a default'
+    return FlowError(_UNDEFINED, f"{message}; {hint}" if hint else message)
+
+
+def missing(what: str, path: JsonPath, nothing: NothingThere) -> FlowError:
+    """The failure of a path that leads nowhere."""
     return FlowError(
         ErrorCode.UNDEFINED_FIELD, f"path {render_path(path)} not found in {what}: {nothing.why}"
     )

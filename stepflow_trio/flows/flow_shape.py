@@ -77,7 +77,7 @@ _TEST = _Known(
     renamed={"config_file": "configFile", "stepflow_config": "config", "stepflowConfig": "config"},
     gone={"servers": "start workers from the plugins of config or configFile"},
 )
-_CASE = _Known("a test case", ("name", "description", "input", "output"))
+_CASE = _Known("a test case", ("name", "description", "input", "variables", "output"))
 _EXAMPLE = _Known("an example", ("name", "description", "input"))
 _SCHEMAS = _Known(
     "schemas",
@@ -278,10 +278,26 @@ class _Shaper:
         cases = [self._case(item, at) for item, at in self._items(fields, "cases")]
         if cases:
             written["cases"] = cases
+            self._check_case_names(cases, fields["cases"][1])
         return written
+
+    def _check_case_names(self, cases: list[dict[str, Any]], at: JsonPath) -> None:
+        first_with: dict[str, int] = {}
+        for index, case in enumerate(cases):
+            name = case.get("name")
+            if name in first_with:
+                message = f'the name "{name}" is already that of {render_path((*at, first_with[name]))}'
+                hint = "give each test case a name of its own"
+                self._found(DiagnosticKind.REPEATED_CASE_NAME, message, (*at, index, "name"), hint)
+            elif name is not None:
+                first_with[name] = index
 
     def _case(self, item: Any, at: JsonPath) -> dict[str, Any]:
         written, fields = self._named_input(item, at, _CASE)
+        # Ours: the public releases run a case without variables.
+        variables = self._object(fields, "variables")
+        if variables is not None:
+            written["variables"] = variables
         output, output_at = fields.get("output", (None, ()))
         if output is not None:
             try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
 
 from stepflow_trio.flows.diagnostics import Diagnostic
 from stepflow_trio.flows.expressions import Constant, Expression, expression_to_json
+from stepflow_trio.protocol import blobs
 
 __all__ = ["Fail", "Flow", "OnError", "Retry", "Step", "UseDefault", "flow_id"]
 
@@ -107,7 +107,8 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...] = ()
     output: Expression = Constant(None)
     test: dict[str, Any] | None = None
-    """``{"configFile"?, "config"?, "cases"?: [{"name", "description"?, "input", "output"?}]}``."""
+    """``{"configFile"?, "config"?, "cases"?: […]}``, each case
+    ``{"name", "description"?, "input", "variables"?, "output"?}``."""
     examples: list[dict[str, Any]] | None = None
     """``[{"name", "description"?, "input"}]``."""
     metadata: dict[str, Any] = {}
@@ -143,4 +144,4 @@ def flow_id(flow: Flow) -> str:
 
     Two texts that mean the same flow have one id, whatever their layout, comments and unknown fields.
     """
-    return hashlib.sha256(msgspec.json.encode(flow.to_json())).hexdigest()
+    return blobs.blob_id(blobs.as_hashed(msgspec.json.encode(flow.to_json())))

@@ -12,15 +12,16 @@ from stepflow_trio.flows.suggestions import did_you_mean
 def apply_overrides(flow: Any, overrides: Mapping[str, Any] | None) -> Any:
     """A copy of ``flow``, a flow as JSON, with ``{"steps": {id: {"$type"?, "value"}}}`` applied.
 
-    A null in a patch deletes what it stands for. What is not patched is shared with ``flow``.
+    A null in a patch deletes what it stands for. What is not patched is shared with ``flow``. No overrides, or
+    an empty object, change nothing.
 
     Raises:
         RpcError: −32004, the overrides are malformed, of another type than ``merge_patch``, or name a step
             that the flow does not have.
     """
-    patches: Any = overrides.get("steps") if overrides is not None else None
-    if patches is None:
+    if not overrides:
         return flow
+    patches: Any = overrides.get("steps")
     if not isinstance(patches, Mapping) or not isinstance(flow, dict):
         raise _refused('overrides must be {"steps": {step id: {"value": …}}}')
     patches = dict(cast("Mapping[str, Any]", patches))

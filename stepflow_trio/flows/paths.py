@@ -33,7 +33,7 @@ _SEGMENT = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ESCAPED = re.compile(r"""\\(['"\\])""")
-_NEEDS_QUOTES = re.compile(r"[.\[]|^\s|\s$|^$")
+_NEEDS_QUOTES = re.compile(r"[.\[]|^\Z")
 _MAX_SHOWN = 80
 
 
@@ -81,10 +81,11 @@ def render_path(path: JsonPath) -> str:
     A field is written ``.field`` wherever that reads back as the same field, else quoted.
     """
     parts = ["$"]
-    for part in path:
+    last = len(path) - 1
+    for position, part in enumerate(path):
         if isinstance(part, int):
             parts.append(f"[{part}]")
-        elif _NEEDS_QUOTES.search(part):
+        elif _NEEDS_QUOTES.search(part) or (position == last and part[-1:].isspace()):
             escaped = part.replace("\\", "\\\\").replace("'", "\\'")
             parts.append(f"['{escaped}']")
         else:

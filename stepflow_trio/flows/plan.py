@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from stepflow_trio.errors import ErrorCode, LocalProtocolError
+from stepflow_trio.flows.eager_evaluation import EagerExpression, eager_expression
 from stepflow_trio.flows.evaluation import Evaluation
 from stepflow_trio.flows.expressions import Expression
 from stepflow_trio.flows.model import Flow, Step, UseDefault
@@ -17,7 +19,7 @@ from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.flows.variables import variable_defaults
 
-__all__ = ["Plan", "ReadyStep", "StepStatus"]
+__all__ = ["Plan", "PreparedFlow", "ReadyStep", "StepStatus"]
 
 
 class StepStatus(enum.Enum):
@@ -36,11 +38,38 @@ class StepStatus(enum.Enum):
     """The run is over and did not need it."""
 
 
-class ReadyStep(msgspec.Struct, frozen=True):
+class ReadyStep(msgspec.Struct, frozen=True, gc=False):
     """A step that may start now, and the value of its input."""
 
     step: Step
     input: Any
+
+
+class PreparedFlow:
+    """What the plans of one flow have in common, found out once: for all items of a run.
+
+    Args:
+        flow: as :class:`Plan` takes it.
+        variables: as :class:`Plan` takes them.
+    """
+
+    def __init__(self, flow: Flow, variables: Mapping[str, Any] | None = None) -> None:
+        self.flow = flow
+        self.variables = {**variable_defaults(flow.schemas), **(variables or {})}
+        """With the schema's defaults behind them."""
+        self.position = {step.id: index for index, step in enumerate(flow.steps)}
+        self.must_execute = [step for step in flow.steps if step.must_execute]
+        self._inputs: list[EagerExpression | UnsetType | None] = [UNSET] * len(flow.steps)
+        self.output = eager_expression(flow.output, self.variables)
+        """None: what the output needs depends on results."""
+
+    def input_of(self, position: int) -> EagerExpression | None:
+        """The input of the step at this position; None: what it needs depends on results."""
+        known = self._inputs[position]
+        if known is UNSET:
+            known = eager_expression(self.flow.steps[position].input, self.variables)
+            self._inputs[position] = known
+        return known
 
 
 class Plan:
@@ -48,16 +77,17 @@ class Plan:
 
     A step runs if the output, a step that runs, or ``mustExecute`` needs it, and as soon as its input is
     known. Nothing fails fast: what is needed runs to its end. A step whose input cannot be evaluated fails
-    without running; ``onError: useDefault`` turns any failure of a step into its default; a failure reaches
-    everyone who reads that step. The run fails with the output's failure, else with that of the first
-    ``mustExecute`` step that failed.
+    without running, whatever its ``onError`` says; ``onError: useDefault`` turns whatever its execution failed
+    with into its default; a failure reaches everyone who reads that step. The run fails with the output's
+    failure, else with that of the first ``mustExecute`` step that failed.
 
     It is deterministic: a plan of the same flow, input and variables that is given the same results, in an
     order in which they can occur, is in the same state. So a run is rebuilt by replaying the results on a new
     plan, taking what is ready before each. All calls together take time in proportion to the flow's size.
 
     Args:
-        flow: a flow without fatal diagnostics; references to steps that do not exist fail with −32201.
+        flow: a flow without fatal diagnostics; references to steps that do not exist fail with −32201. Or
+            such a flow with its variables, prepared for many plans.
         input: the run's input. Inputs and results are shared, not copied, and must not be changed.
         variables: the run's variables; the flow's schema defaults stand behind them.
 
@@ -66,11 +96,13 @@ class Plan:
 
     """
 
-    def __init__(self, flow: Flow, input: Any, *, variables: Mapping[str, Any] | None = None) -> None:
-        self._flow = flow
+    def __init__(
+        self, flow: Flow | PreparedFlow, input: Any, *, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        self._prepared = flow if isinstance(flow, PreparedFlow) else PreparedFlow(flow, variables)
+        self._flow = self._prepared.flow
+        self._position = self._prepared.position
         self._input = input
-        self._variables = {**variable_defaults(flow.schemas), **(variables or {})}
-        self._position = {step.id: index for index, step in enumerate(flow.steps)}
         self._results: dict[str, FlowResult] = {}
         self._step_errors: set[int] = set()  # the identities of the errors in it
         self._waiters: dict[str, list[_Waiter]] = {}
@@ -80,11 +112,11 @@ class Plan:
         self._ready: dict[str, ReadyStep] = {}
         self._running: set[str] = set()
         self._result: FlowResult | None = None
+        self._output: FlowResult | None = None
 
-        for step in flow.steps:
-            if step.must_execute:
-                self._demand(step.id)
-        self._output = self._evaluate(flow.output, None)
+        for step in self._prepared.must_execute:
+            self._demand(step.id)
+        self._evaluate(self._flow.output, self._prepared.output, None)
         self._advance()
 
     @property
@@ -99,7 +131,9 @@ class Plan:
 
     def take_ready(self) -> list[ReadyStep]:
         """The steps that may start now and were not handed out before, in the order of the flow."""
-        ready = sorted(self._ready.values(), key=lambda r: self._position[r.step.id])
+        ready = list(self._ready.values())
+        if len(ready) > 1:
+            ready.sort(key=lambda r: self._position[r.step.id])
         self._running.update(self._ready)
         self._ready.clear()
         return ready
@@ -112,6 +146,10 @@ class Plan:
         if step_id not in self._running:
             raise LocalProtocolError(self._why_not_running(step_id))
         self._running.remove(step_id)
+        if isinstance(result, Failed):
+            on_error = self._flow.steps[self._position[step_id]].on_error
+            if isinstance(on_error, UseDefault):
+                result = Success(on_error.value)
         self._settle(step_id, result)
         self._advance()
 
@@ -138,37 +176,63 @@ class Plan:
             self._open.add(step_id)
             self._demanded.append(step_id)
 
-    def _evaluate(self, expression: Expression, step: Step | None) -> Evaluation:
-        evaluation = Evaluation(
-            expression, input=self._input, variables=self._variables, results=self._results
-        )
-        self._follow(_Waiter(evaluation, step))
-        return evaluation
-
-    def _follow(self, waiter: _Waiter) -> None:
-        """Demand what an evaluation needs by now, and act on its outcome, once there is one."""
-        for needed in waiter.evaluation.take_needs():
-            self._waiters.setdefault(needed, []).append(waiter)
-            self._demand(needed)
-        outcome = waiter.evaluation.outcome
-        if outcome is None or waiter.step is None:
+    def _evaluate(self, expression: Expression, eager: EagerExpression | None, step: Step | None) -> None:
+        waiter = _Waiter(step, eager)
+        if eager is not None:
+            results = self._results
+            for needed in eager.needs:
+                if needed not in results:
+                    waiter.missing += 1
+                    self._wait_for(needed, waiter)
+            if not waiter.missing:
+                self._conclude(waiter, eager.value(self._input, results))
             return
-        if isinstance(outcome, Failed):
-            error = outcome.error
-            if id(error) not in self._step_errors:
-                # Not another step's error, which travels unchanged: say whose input could not be had.
-                message = f"the input of step {waiter.step.id}: {error.message}"
-                outcome = Failed(FlowError(error.code, message, error.data))
-            self._settle(waiter.step.id, outcome)
+        waiter.evaluation = Evaluation(
+            expression, input=self._input, variables=self._prepared.variables, results=self._results
+        )
+        self._follow(waiter, waiter.evaluation)
+
+    def _wait_for(self, step_id: str, waiter: _Waiter) -> None:
+        waiters = self._waiters.get(step_id)
+        if waiters is None:
+            self._waiters[step_id] = [waiter]
         else:
-            self._ready[waiter.step.id] = ReadyStep(waiter.step, outcome.result)
+            waiters.append(waiter)
+        self._demand(step_id)
+
+    def _supply(self, waiter: _Waiter, step_id: str) -> None:
+        """One of the steps that it waits for has its result."""
+        if waiter.eager is not None:
+            waiter.missing -= 1
+            if not waiter.missing:
+                self._conclude(waiter, waiter.eager.value(self._input, self._results))
+        elif waiter.evaluation is not None:
+            waiter.evaluation.supply(step_id)
+            self._follow(waiter, waiter.evaluation)
+
+    def _follow(self, waiter: _Waiter, evaluation: Evaluation) -> None:
+        """Demand what an evaluation needs by now, and act on its outcome, once there is one."""
+        for needed in evaluation.take_needs():
+            self._wait_for(needed, waiter)
+        if evaluation.outcome is not None:
+            outcome = evaluation.outcome
+            self._conclude(waiter, outcome.error if isinstance(outcome, Failed) else outcome.result)
+
+    def _conclude(self, waiter: _Waiter, value: Any) -> None:
+        """Act on the value of an input or of the output, or on the failure that it is."""
+        step = waiter.step
+        if step is None:
+            self._output = Failed(value) if isinstance(value, FlowError) else Success(value)
+        elif not isinstance(value, FlowError):
+            self._ready[step.id] = ReadyStep(step, value)
+        else:
+            if id(value) not in self._step_errors:
+                # Not another step's error, which travels unchanged: say whose input could not be had.
+                message = f"the input of step {step.id}: {value.message}"
+                value = FlowError(value.code, message, value.data)
+            self._settle(step.id, Failed(value))
 
     def _settle(self, step_id: str, result: FlowResult) -> None:
-        position = self._position.get(step_id)
-        if position is not None and isinstance(result, Failed):
-            on_error = self._flow.steps[position].on_error
-            if isinstance(on_error, UseDefault):
-                result = Success(on_error.value)
         if isinstance(result, Failed):
             self._step_errors.add(id(result.error))
         self._results[step_id] = result
@@ -181,12 +245,11 @@ class Plan:
             if self._settled:
                 step_id = self._settled.popleft()
                 for waiter in self._waiters.pop(step_id, ()):
-                    waiter.evaluation.supply(step_id)
-                    self._follow(waiter)
+                    self._supply(waiter, step_id)
             else:
                 self._begin(self._demanded.popleft())
         if not self._open:
-            self._result = self._conclusion()
+            self._result = self._run_result()
         elif not self._ready and not self._running:
             stuck = ", ".join(sorted(self._open, key=lambda s: self._position[s])[:5])
             raise LocalProtocolError(f"these steps of the flow wait for each other in a ring: {stuck}")
@@ -195,20 +258,20 @@ class Plan:
         position = self._position.get(step_id)
         if position is not None:
             step = self._flow.steps[position]
-            self._evaluate(step.input, step)
+            self._evaluate(step.input, self._prepared.input_of(position), step)
             return
         hint = did_you_mean(step_id, self._position)
         message = f'the flow has no step "{step_id}"'
         error = FlowError(int(ErrorCode.ENTITY_NOT_FOUND), f"{message}; {hint}" if hint else message)
         self._settle(step_id, Failed(error))
 
-    def _conclusion(self) -> FlowResult:
-        output = self._output.outcome
+    def _run_result(self) -> FlowResult:
+        output = self._output
         if output is None:
             raise LocalProtocolError("the flow's output waits for no step and has no value")
         if isinstance(output, Success):
-            for step in self._flow.steps:
-                if step.must_execute and isinstance(result := self._results[step.id], Failed):
+            for step in self._prepared.must_execute:
+                if isinstance(result := self._results[step.id], Failed):
                     return result
         return output
 
@@ -221,8 +284,15 @@ class Plan:
         return f'step "{step_id}" was not started: it is {self._status(step_id).value}'
 
 
-class _Waiter(msgspec.Struct, frozen=True, eq=False):
-    """An evaluation and the step whose input it is; None: the flow's output."""
+class _Waiter:
+    """A step whose input is being evaluated, None: the flow's output; and how."""
 
-    evaluation: Evaluation
-    step: Step | None
+    __slots__ = ("eager", "evaluation", "missing", "step")
+
+    def __init__(self, step: Step | None, eager: EagerExpression | None) -> None:
+        self.step = step
+        self.eager = eager
+        self.missing = 0
+        """How many of the steps that `eager` needs have no result."""
+        self.evaluation: Evaluation | None = None
+        """Where it is not `eager`."""

@@ -11,6 +11,7 @@ import msgspec
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Finding
 from stepflow_trio.flows.flow_shape import path_as_written, shape_flow
+from stepflow_trio.flows.json_keys import keys_are_inputs
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.references import check_references
 from stepflow_trio.flows.schemas import check_flow_schemas
@@ -79,7 +80,7 @@ def examine_flow(
 ) -> FlowReading:
     """Read a text and say everything that was found, warnings included; bad text raises nothing."""
     try:
-        source = read_source(text, name=name, limits=limits)
+        source = read_source(text, name=name, limits=limits, json_keys_at=keys_are_inputs)
     except FlowInvalid as exc:
         return FlowReading(None, exc.diagnostics)
     return _examine(source)

@@ -12,7 +12,10 @@ from stepflow_trio.protocol.json_types import json_type
 __all__ = ["Failed", "FlowError", "FlowResult", "Success", "flow_result_from_json"]
 
 
-class FlowError(msgspec.Struct, frozen=True, omit_defaults=True):
+# No matter of the garbage collector (`gc=False`): what they hold is JSON, which never refers back to them.
+
+
+class FlowError(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A failure as data: an integer ``code``, a ``message`` and optional JSON ``data``."""
 
     code: int
@@ -21,13 +24,14 @@ class FlowError(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def to_json(self) -> dict[str, Any]:
         """``{"code", "message", "data"?}``; data that is null is left out."""
-        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        # A code of our own is an enumeration's member, which is not of JSON's types.
+        error: dict[str, Any] = {"code": int(self.code), "message": self.message}
         if self.data is not None:
             error["data"] = self.data
         return error
 
 
-class Success(msgspec.Struct, frozen=True, tag_field="outcome", tag="success"):
+class Success(msgspec.Struct, frozen=True, tag_field="outcome", tag="success", gc=False):
     """It succeeded with the JSON value ``result``."""
 
     result: Any
@@ -37,7 +41,7 @@ class Success(msgspec.Struct, frozen=True, tag_field="outcome", tag="success"):
         return {"outcome": "success", "result": self.result}
 
 
-class Failed(msgspec.Struct, frozen=True, tag_field="outcome", tag="failed"):
+class Failed(msgspec.Struct, frozen=True, tag_field="outcome", tag="failed", gc=False):
     """It failed with ``error``."""
 
     error: FlowError

@@ -27,6 +27,7 @@ from stepflow_trio.flows.results import FlowError
 from stepflow_trio.flows.schema_documents import SchemaDocument, SchemaPool, flow_parts
 from stepflow_trio.flows.schema_problems import Misfit, explain
 from stepflow_trio.flows.schema_validator import compiled
+from stepflow_trio.flows.secrets import FlowSecrets, SecretPlaces
 from stepflow_trio.flows.source import Source
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.flows.variables import declared_variables
@@ -66,6 +67,8 @@ class FlowSchemas:
     def __init__(self, flow: Flow, *, enforce_schemas: bool = True) -> None:
         schemas = flow.schemas if enforce_schemas else None
         self._parts: dict[str, _Part] = {}
+        self.secrets = FlowSecrets.of(flow)
+        """Where its values are secret; None: nowhere. That holds whether or not schemas are enforced."""
         self._declared, self._defaults = _variables_of(schemas)
         faults: list[Finding] = []
         for name, part in _compiled_parts(schemas, faults.append):
@@ -94,6 +97,8 @@ class FlowSchemas:
 
     def check_step_output(self, step_id: str, value: Any) -> FlowError | None:
         """−32101 if a component's output does not fit: its failure, which ``onError: retry`` tries again."""
+        if not self._parts:
+            return None
         what = f'the output of step "{step_id}" does not fit its schema'
         return self._check(f"steps.{step_id}", value, ErrorCode.COMPONENT_VALUE_ERROR, what)
 
@@ -106,6 +111,9 @@ class FlowSchemas:
         misfits = part.misfits(value) if part is not None else []
         if not misfits:
             return None
+        places = self.secrets.part(name) if self.secrets is not None else None
+        if places is not None:
+            misfits = [_without_secret(misfit, places) for misfit in misfits]
         listed = [
             {"path": render_path(at), "schema": render_path(place), "problem": why}
             for at, place, why in misfits[:_MAX_MISFITS]
@@ -143,6 +151,23 @@ class _Part(msgspec.Struct, frozen=True, eq=False):
             errors = [exc]
         found: list[Misfit] = [explain(error, value, self.document) for error in errors]
         return [(misfit.path, self.place_of(misfit.pointer), misfit.why) for misfit in found]
+
+
+def _without_secret(
+    misfit: tuple[JsonPath, JsonPath, str], places: SecretPlaces
+) -> tuple[JsonPath, JsonPath, str]:
+    """The misfit, of which nothing is said but its place in the schema if it is, or is in, what is secret."""
+    path, place, _ = misfit
+    at: SecretPlaces | None = places
+    for depth in range(len(path) + 1):
+        if at is None:
+            return misfit
+        if at.is_secret:
+            return path[:depth], place, "does not fit, and is secret"
+        if depth < len(path):
+            part = path[depth]
+            at = at.item(part) if isinstance(part, int) else at.field(part)
+    return misfit
 
 
 def check_flow_schemas(schemas: Mapping[str, Any] | None) -> Iterator[Finding]:

@@ -8,8 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import msgspec
+
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Finding, Place, printable
+from stepflow_trio.flows.json_keys import JsonKeysAt
 from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.flows.source_text import Mark, SourceLimits, SourceText
 from stepflow_trio.flows.yaml_source import read_yaml
@@ -74,18 +77,47 @@ class Source:
             data=finding.data,
         )
 
+    def part(self, path: JsonPath) -> Source:
+        """The value at ``path``, which must be there, as a source whose paths start at it.
 
-def read_source(text: str | bytes, *, name: str, limits: SourceLimits | None = None) -> Source:
+        Places, and the diagnostics of what is in it, are those of this one.
+        """
+        if not path:
+            return self
+        value: Any = self.value
+        mark = self._mark or (self._find_marks() if self._find_marks is not None else Mark(0))
+        for name in path:
+            value = value[name]
+            members: Any = mark.members
+            if members is not None:
+                mark = members[name][1] if isinstance(name, str) else members[name]
+        part = Source(self.name, value, text=self._text, starts_at=mark.at, marks=lambda: mark)
+        part.diagnostics = tuple(
+            msgspec.structs.replace(found, path=found.path[len(path) :])
+            for found in self.diagnostics
+            if found.path[: len(path)] == path
+        )
+        return part
+
+
+def read_source(
+    text: str | bytes,
+    *,
+    name: str,
+    limits: SourceLimits | None = None,
+    json_keys_at: JsonKeysAt | None = None,
+) -> Source:
     """Read YAML 1.2 or JSON.
 
     A name that ends in ``.json``, or a text that starts as a JSON object, is read as JSON; everything else is
     YAML. What is wrong but can be read past, such as a duplicate key, is in the source's ``diagnostics``.
+    Where ``json_keys_at`` says that a mapping's keys are JSON values, `json_keys.value_of_key` reads them.
     Raises `FlowInvalid` for a syntax error, bytes that are not UTF-8, or a bound that is exceeded.
     """
     limits = limits or SourceLimits()
     plain = _decoded(text, name, limits)
     source = SourceText(name, plain)
-    reading = _read_either(source, limits)
+    reading = _read_either(source, limits, json_keys_at)
     faults = _json_faults(reading.value, limits)
     reading.diagnostics = (*reading.diagnostics, *map(reading.diagnostic, faults))
     if any(fault.kind is DiagnosticKind.LIMIT_EXCEEDED for fault in faults):
@@ -133,7 +165,7 @@ def _unread(name: str, kind: DiagnosticKind, message: str, suggestion: str = "")
     return FlowInvalid([Diagnostic(kind=kind, message=message, place=Place(name), suggestion=suggestion)])
 
 
-def _read_either(source: SourceText, limits: SourceLimits) -> Source:
+def _read_either(source: SourceText, limits: SourceLimits, json_keys_at: JsonKeysAt | None) -> Source:
     named_yaml = source.name.endswith(_YAML_SUFFIXES)
     looks_like_json = _LOOKS_LIKE_JSON.match(source.text) is not None
     if source.name.endswith(".json") or (looks_like_json and not named_yaml):
@@ -144,7 +176,7 @@ def _read_either(source: SourceText, limits: SourceLimits) -> Source:
             return _read_json(source, limits)
         except FlowInvalid:
             pass
-    yaml = read_yaml(source, limits)
+    yaml = read_yaml(source, limits, json_keys_at)
     reading = Source(source.name, yaml.value, text=source, starts_at=yaml.mark.at, marks=lambda: yaml.mark)
     reading.diagnostics = tuple(yaml.diagnostics)
     return reading
@@ -163,12 +195,13 @@ def _read_json(source: SourceText, limits: SourceLimits) -> Source:
     try:
         value = json.loads(source.text, object_pairs_hook=fields)
     except json.JSONDecodeError as exc:
-        before, after = source.text[: exc.pos].rstrip(), source.text[exc.pos : exc.pos + 1]
-        trailing = before.endswith(",") and after in ("}", "]")
-        hint = "JSON allows no comma after the last member" if trailing else ""
-        raise source.fault(
-            DiagnosticKind.SYNTAX_ERROR, f"this is not JSON: {exc.msg}", exc.pos, suggestion=hint
-        ) from None
+        # Where there is a comma too many, Python's releases point to different places.
+        before = source.text[: exc.pos + 1].rstrip(" \t\r\n]}")
+        if before.endswith(",") and source.text[len(before) :].lstrip()[:1] in ("]", "}"):
+            why, at = "there is a comma after the last member", len(before) - 1
+        else:
+            why, at = exc.msg, exc.pos
+        raise source.fault(DiagnosticKind.SYNTAX_ERROR, f"this is not JSON: {why}", at) from None
     except RecursionError:
         raise _too_deep(source, limits) from None
     except ValueError:

@@ -1,8 +1,9 @@
 """YAML 1.2 (core schema) to plain JSON values with their places.
 
 What YAML has beyond JSON is resolved (anchors, aliases, merge keys), read as the string that it is (dates) or
-refused by name (tags, keys that are not strings). The parser's events are composed here, not by the parser's
-own loader: it knows no bounds, builds dates, and reports one fault at a time.
+refused by name (tags, and keys that are not strings where none are asked for). The parser's events are
+composed here, not by the parser's own loader: it knows no bounds, builds dates, and reports one fault at a
+time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind
+from stepflow_trio.flows.json_keys import JsonKeysAt, key_of_value
 from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.flows.source_text import Mark, SourceLimits, SourceText
 from stepflow_trio.protocol.json_types import json_type
@@ -60,18 +62,21 @@ class YamlReading(msgspec.Struct):
     diagnostics: list[Diagnostic]
 
 
-def read_yaml(source: SourceText, limits: SourceLimits) -> YamlReading:
+def read_yaml(
+    source: SourceText, limits: SourceLimits, json_keys_at: JsonKeysAt | None = None
+) -> YamlReading:
     """Read a text of exactly one document.
 
-    Duplicate keys, keys that are not strings and unknown tags are collected. Raises `FlowInvalid` for a
-    syntax error, a second document, an empty text, or a bound that is exceeded.
+    Duplicate keys, keys that are not strings and unknown tags are collected. Where ``json_keys_at`` says so,
+    every key is given as `key_of_value` writes it. Raises `FlowInvalid` for a syntax error, a second
+    document, an empty text, or a bound that is exceeded.
     """
     # Imported here: the parser takes a third of a worker's start-up time, and a worker reads no flows.
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
 
-    composer = _Composer(source, limits)
+    composer = _Composer(source, limits, json_keys_at)
     events: Any = YAML(typ="safe", pure=True).parse(source.text)  # pyright: ignore[reportUnknownMemberType]: ruamel's annotations are partial
     while True:
         try:
@@ -142,9 +147,10 @@ class _Node:
 class _Composer:
     """Events in, one value out."""
 
-    def __init__(self, source: SourceText, limits: SourceLimits) -> None:
+    def __init__(self, source: SourceText, limits: SourceLimits, json_keys_at: JsonKeysAt | None) -> None:
         self._source = source
         self._limits = limits
+        self._json_keys_at = json_keys_at
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Node | None] = {}
         self._alias_nodes = 0
@@ -249,12 +255,25 @@ class _Composer:
             frame.key = _NO_KEY
 
     def _key(self, node: _Node, at: int) -> Any:
+        if self._has_json_keys():
+            try:
+                return key_of_value(node.value)
+            except ValueError as exc:
+                self._found(DiagnosticKind.NOT_JSON, f"this key is not JSON: {exc}", at)
+                return _DROPPED_KEY
         if isinstance(node.value, str):
             return node.value
         message = f"this key is {json_type(node.value)}; keys are strings here"
         quoted = f'write it in quotes: "{node.text[:40]}"' if node.text else ""
         self._found(DiagnosticKind.NOT_JSON, message, at, quoted)
         return _DROPPED_KEY
+
+    def _has_json_keys(self) -> bool:
+        if self._json_keys_at is None:
+            return False
+        path = self._path()
+        # Shorter than that it is inside of a key, and no path leads there.
+        return len(path) == len(self._frames) - 1 and self._json_keys_at(path)
 
     def _add_field(self, frame: _Frame, node: _Node, at: int) -> None:
         key: Any = frame.key

@@ -179,12 +179,15 @@ class RunStatus(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="c
 
 
 class ProgressParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a step is. ``run_id`` is ours: it tells runs apart whose steps have the same id."""
+    """How far a step is. ``run_id`` and ``span_id`` are ours: they tell runs apart whose steps have the same
+    id, and the items of a run.
+    """
 
     step_id: str
     progress: Fraction
     message: str | None = None
     run_id: str | None = None
+    span_id: str | None = None
 
 
 class EvaluateFlowParams(Struct, frozen=True, kw_only=True, omit_defaults=True):

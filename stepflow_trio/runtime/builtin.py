@@ -6,12 +6,12 @@ import math
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import trio
-from msgspec import Struct
 
 from stepflow_trio.errors import ErrorCode, FlowInvalid, RpcError, is_component_code
 from stepflow_trio.flows.model import Flow, flow_id
@@ -21,6 +21,24 @@ from stepflow_trio.flows.source import read_source
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
+from stepflow_trio.runtime.builtin_payloads import (
+    CreateMessagesInput,
+    CreateMessagesOutput,
+    EvalInput,
+    EvalOutput,
+    GetBlobInput,
+    GetBlobOutput,
+    IterateInput,
+    IterateOutput,
+    LoadFileInput,
+    LoadFileOutput,
+    MapInput,
+    MapOutput,
+    OpenAiInput,
+    OpenAiOutput,
+    PutBlobInput,
+    PutBlobOutput,
+)
 from stepflow_trio.runtime.callbacks import load_blob, load_flow, store_blob
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
 from stepflow_trio.runtime.runs import Run, Runs, outcome_of
@@ -30,54 +48,14 @@ MAX_FILE_BYTES = 64 * 2**20
 """Largest file that ``/load_file`` reads: what fits into one message."""
 
 
-class CreateMessagesInput(Struct, frozen=True):
-    """The texts of a chat's first messages."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Component:
+    """One of the runtime's own components."""
 
-    user_prompt: str
-    system_instructions: str | None = None
-
-
-class PutBlobInput(Struct, frozen=True):
-    """What to store."""
-
-    data: Any
-    blob_type: str
-
-
-class GetBlobInput(Struct, frozen=True):
-    """What to read."""
-
-    blob_id: str
-
-
-class LoadFileInput(Struct, frozen=True):
-    """A file, and how to read it: by its ending where ``format`` is absent."""
-
-    path: str
-    format: str | None = None
-
-
-class EvalInput(Struct, frozen=True):
-    """A stored flow and its input."""
-
-    flow_id: str
-    input: Any
-
-
-class MapInput(Struct, frozen=True):
-    """A flow and one input for each item."""
-
-    workflow: dict[str, Any]
-    items: list[Any]
-    max_concurrency: int | None = None
-
-
-class IterateInput(Struct, frozen=True):
-    """A flow that is run again on its own ``next`` until it returns a ``result``."""
-
-    flow: dict[str, Any]
-    initial_input: Any
-    max_iterations: int = 1000
+    takes: type[Any]
+    returns: type[Any]
+    execute: Callable[[Any, Run | None], Awaitable[Any]]
+    description: str
 
 
 class BuiltinPlugin:
@@ -90,14 +68,55 @@ class BuiltinPlugin:
     def __init__(self, store: BlobStore, runs: Runs) -> None:
         self._store = store
         self._runs = runs
-        self._components: dict[str, tuple[type[Any], Callable[[Any, Run | None], Awaitable[Any]], str]] = {
-            "/create_messages": (CreateMessagesInput, _create_messages, "Build the messages of a chat."),
-            "/put_blob": (PutBlobInput, self._put_blob, "Store data as a blob."),
-            "/get_blob": (GetBlobInput, self._get_blob, "Read a blob."),
-            "/load_file": (LoadFileInput, _load_file, "Read a file of the runtime's machine."),
-            "/eval": (EvalInput, self._eval, "Run a stored flow."),
-            "/map": (MapInput, self._map, "Run a flow for each item of a list."),
-            "/iterate": (IterateInput, self._iterate, "Run a flow until it returns a result."),
+        self._components = {
+            "/openai": _Component(
+                takes=OpenAiInput,
+                returns=OpenAiOutput,
+                execute=_openai,
+                description="Ask OpenAI's API, or one that is like it, to go on with a chat.",
+            ),
+            "/create_messages": _Component(
+                takes=CreateMessagesInput,
+                returns=CreateMessagesOutput,
+                execute=_create_messages,
+                description="Build the messages of a chat.",
+            ),
+            "/put_blob": _Component(
+                takes=PutBlobInput,
+                returns=PutBlobOutput,
+                execute=self._put_blob,
+                description="Store data as a blob.",
+            ),
+            "/get_blob": _Component(
+                takes=GetBlobInput,
+                returns=GetBlobOutput,
+                execute=self._get_blob,
+                description="Read a blob.",
+            ),
+            "/load_file": _Component(
+                takes=LoadFileInput,
+                returns=LoadFileOutput,
+                execute=_load_file,
+                description="Read a file of the runtime's machine.",
+            ),
+            "/eval": _Component(
+                takes=EvalInput,
+                returns=EvalOutput,
+                execute=self._eval,
+                description="Run a stored flow.",
+            ),
+            "/map": _Component(
+                takes=MapInput,
+                returns=MapOutput,
+                execute=self._map,
+                description="Run a flow for each item of a list.",
+            ),
+            "/iterate": _Component(
+                takes=IterateInput,
+                returns=IterateOutput,
+                execute=self._iterate,
+                description="Run a flow until it returns a result.",
+            ),
         }
 
     async def list_components(self) -> list[ComponentInfo]:
@@ -105,9 +124,12 @@ class BuiltinPlugin:
         await trio.lowlevel.checkpoint()
         return [
             ComponentInfo(
-                component=path, description=description, input_schema=msgspec.json.schema(input_type)
+                component=path,
+                description=component.description,
+                input_schema=_schema_of(component.takes),
+                output_schema=_schema_of(component.returns),
             )
-            for path, (input_type, _, description) in self._components.items()
+            for path, component in self._components.items()
         ]
 
     async def execute(
@@ -127,14 +149,13 @@ class BuiltinPlugin:
                 hint = did_you_mean(component, self._components)
                 message = f"there is no builtin component {component}{f'; {hint}' if hint else ''}"
                 raise RpcError(ErrorCode.COMPONENT_NOT_FOUND, message)
-            input_type, function, _ = known
             try:
-                read = msgspec.convert(input, input_type)
+                read = msgspec.convert(input, known.takes)
             except msgspec.ValidationError as exc:
                 problem, path = split_validation_error(exc)
                 message = f"input does not fit {component}: {problem} at {path}"
                 raise RpcError(ErrorCode.BAD_REQUEST, message, {"path": path}) from exc
-            return await function(read, self._runs.active(observability.run_id))
+            return await known.execute(read, self._runs.active(observability.run_id))
         except RpcError as exc:
             kind = FailureKind.COMPONENT if is_component_code(exc.code) else FailureKind.FINAL
             raise StepFailure(FlowError(exc.code, exc.message, exc.data), kind) from exc
@@ -172,7 +193,7 @@ class BuiltinPlugin:
             result = outcome_of(await self._run_to_end(flow, id_, [value], parent))
             if not isinstance(result, Success):
                 error = result.error
-                raise RpcError(error.code, f"iteration {iteration} failed: {error.message}", error.data)
+                raise RpcError(error.code, error.message, error.data)
             match result.result:
                 case {"result": final}:
                     return {"result": final, "iterations": iteration, "terminated": False}
@@ -204,6 +225,29 @@ class BuiltinPlugin:
         return run
 
 
+def _schema_of(type_: type[Any]) -> dict[str, Any]:
+    """A type's JSON Schema in one piece. None of the types here contains itself."""
+    schema = msgspec.json.schema(type_)
+    definitions = schema.pop("$defs")
+
+    def inline(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inline(item) for item in cast("list[Any]", part)]
+        if not isinstance(part, dict):
+            return part
+        fields = cast("dict[str, Any]", part)
+        if "$ref" in fields:
+            return inline(definitions[fields["$ref"].removeprefix("#/$defs/")])
+        # Titles and descriptions are those of our classes; a discriminator refers to definitions.
+        return {
+            key: inline(value)
+            for key, value in fields.items()
+            if not (key == "discriminator" or (key in ("title", "description") and isinstance(value, str)))
+        }
+
+    return inline(schema)
+
+
 def _inline_flow(value: dict[str, Any], field: str) -> Flow:
     try:
         return flow_from_json(value, name=f"<{field}>")
@@ -211,6 +255,12 @@ def _inline_flow(value: dict[str, Any], field: str) -> Flow:
         raise RpcError(
             ErrorCode.BAD_REQUEST, f"{field} cannot be run: {exc}", {"path": f"$.{field}"}
         ) from exc
+
+
+async def _openai(input: OpenAiInput, _run: Run | None) -> Any:
+    from stepflow_trio.runtime.chat import complete_chat  # here: h11 is loaded where it is needed
+
+    return {"response": await complete_chat(input)}
 
 
 async def _create_messages(input: CreateMessagesInput, _run: Run | None) -> Any:

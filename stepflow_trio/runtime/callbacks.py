@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 
 from stepflow_trio.engine import Connection, Handlers, RequestContext
 from stepflow_trio.errors import BlobNotFound, ErrorCode, FlowInvalid, LocalProtocolError, RpcError
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.overrides import apply_overrides
 from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.flows.results import FlowResult
 from stepflow_trio.protocol import blobs, codec, methods
 from stepflow_trio.protocol.payloads import (
     BatchDetails,
@@ -38,7 +40,10 @@ from stepflow_trio.protocol.payloads import (
     SubmitBatchResult,
     SubmitRunParams,
 )
-from stepflow_trio.runtime.events import Observer, StepProgressed
+from stepflow_trio.runtime.events import StepProgressed
+from stepflow_trio.runtime.progress import StepsAtWork
+from stepflow_trio.runtime.redaction import Redaction
+from stepflow_trio.runtime.run_log import status_of
 from stepflow_trio.runtime.runs import Run, Runs, outcome_of
 from stepflow_trio.runtime.stores import (
     Blob,
@@ -55,13 +60,26 @@ DEFAULT_WAIT_S = 300
 
 
 class Callbacks:
-    """Serves every worker of a runtime."""
+    """Serves every worker of a runtime; ``on_progress`` is told what they say of steps that are at work."""
 
-    def __init__(self, blob_store: BlobStore, run_store: RunStore, runs: Runs, observe: Observer) -> None:
+    def __init__(
+        self,
+        blob_store: BlobStore,
+        run_store: RunStore,
+        runs: Runs,
+        at_work: StepsAtWork,
+        on_progress: Callable[[StepProgressed], object],
+        redaction: Redaction,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
         self._blobs = blob_store
         self._run_store = run_store
         self._runs = runs
-        self._observe = observe
+        self._at_work = at_work
+        self._on_progress = on_progress
+        self._redaction = redaction
+        self._now = now
 
     def register(self, handlers: Handlers) -> None:
         """Offer everything to workers."""
@@ -97,16 +115,18 @@ class Callbacks:
         )
         if params.wait:
             await run.wait_as_owner(within_s=_wait_s(params.timeout_secs))
-        return _status(await self._record(run.id), include_results=params.wait)
+        return _status(await self._record(run.id), include_results=params.wait, hidden=run.results)
 
     async def _get_run(self, params: GetRunParams, _request: RequestContext) -> RunStatus:
         run = self._runs.active(params.run_id)
         if params.wait and run is not None:
             with trio.move_on_after(_wait_s(params.timeout_secs)):
                 await run.wait()
+        record = await self._record(params.run_id)
         return _status(
-            await self._record(params.run_id),
+            record,
             include_results=params.include_results,
+            hidden=self._runs.hidden_results(record),
             by_completion=params.result_order in ("by_completion", "byCompletion"),
         )
 
@@ -139,7 +159,9 @@ class Callbacks:
         run = self._runs.active(params.batch_id)
         if params.wait and run is not None:
             await run.wait()
-        status = _status(await self._record(params.batch_id), include_results=params.include_results)
+        record = await self._record(params.batch_id)
+        hidden = self._runs.hidden_results(record)
+        status = _status(record, include_results=params.include_results, hidden=hidden)
         details = BatchDetails(
             batch_id=status.run_id,
             flow_id=status.flow_id,
@@ -203,15 +225,13 @@ class Callbacks:
 
     # ---- progress -----------------------------------------------------------------------------------
 
-    def _progress(self, params: ProgressParams, _connection: Connection) -> None:
-        self._observe(
-            StepProgressed(
-                run_id=params.run_id or "",
-                step_id=params.step_id,
-                fraction=params.progress,
-                message=params.message,
-            )
-        )
+    def _progress(self, params: ProgressParams, connection: Connection) -> None:
+        if params.message is not None:
+            # Before it is cut off, which might be in the middle of a secret.
+            params = replace(params, message=self._redaction.text(params.message))
+        progressed = self._at_work.take(params, connection, now=self._now)
+        if progressed is not None:
+            self._on_progress(progressed)
 
 
 async def store_blob(store: BlobStore, data: Any, blob_type: str, filename: str | None = None) -> str:
@@ -283,7 +303,14 @@ def _wait_s(timeout_secs: int | None) -> float:
     return DEFAULT_WAIT_S if timeout_secs is None else timeout_secs
 
 
-def _status(record: RunRecord, *, include_results: bool, by_completion: bool = False) -> RunStatus:
+def _status(
+    record: RunRecord,
+    *,
+    include_results: bool,
+    by_completion: bool = False,
+    hidden: Sequence[FlowResult | None] | None = None,
+) -> RunStatus:
+    """How a run stands, with the results that are on record, or with ``hidden``: these with their secrets."""
     finished = results_in_order(record, by_completion=by_completion)
     failed = record.failed_items
     unfinished = len(record.items) - len(finished)
@@ -293,12 +320,12 @@ def _status(record: RunRecord, *, include_results: bool, by_completion: bool = F
         results = [
             ItemResult(
                 item_index=index,
-                status="completed" if item.result.to_json()["outcome"] == "success" else "failed",
-                result=item.result.to_json(),
+                status=status_of(result),
+                result=result.to_json(),
                 completed_at=_rfc3339(item.completed_at),
             )
             for index, item in finished
-            if item.result is not None
+            if (result := (hidden[index] if hidden is not None else None) or item.result) is not None
         ]
         if is_cancelled:
             done = {item.item_index for item in results}

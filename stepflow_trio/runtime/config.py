@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from stepflow_trio.errors import ConfigError, FlowInvalid, PathInvalid
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, printable
+from stepflow_trio.flows.json_keys import keys_are_inputs
 from stepflow_trio.flows.paths import JsonPath, parse_path
 from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.flows.source_text import SourceLimits
@@ -25,11 +26,12 @@ from stepflow_trio.runtime.config_values import ConfigValues, Problem, config_er
 from stepflow_trio.runtime.plugin_config import (
     BuiltinPluginConfig,
     HttpProcessPluginConfig,
+    McpPluginConfig,
+    MockPluginConfig,
     PluginConfig,
     PluginReader,
     RemotePluginConfig,
     StdioPluginConfig,
-    UnsupportedPluginConfig,
     is_this_machine,
 )
 from stepflow_trio.runtime.retries import Backoff, Constant, Exponential, Fibonacci, RetryPolicy
@@ -44,10 +46,11 @@ __all__ = [
     "BuiltinPluginConfig",
     "Config",
     "HttpProcessPluginConfig",
+    "McpPluginConfig",
+    "MockPluginConfig",
     "PluginConfig",
     "RemotePluginConfig",
     "StdioPluginConfig",
-    "UnsupportedPluginConfig",
     "find_config",
     "read_config",
     "read_config_file",
@@ -151,15 +154,11 @@ def read_config_file(
 ) -> Config:
     """Read a configuration file, YAML or JSON; relative paths in it start from its directory.
 
-    ``environ`` has the values for ``$VAR`` and its kin. By default those are this process's environment, and
-    ``STEPFLOW_PYTHON`` where that does not say otherwise: the interpreter that runs this, so that a worker in
-    Python finds what is installed beside it. For ``other_plugins`` see `read_config`.
+    For ``environ`` and ``other_plugins`` see `read_config`.
 
     Raises:
         ConfigError: the file cannot be read, or see `read_config`.
     """
-    if environ is None:
-        environ = {"STEPFLOW_PYTHON": sys.executable, **os.environ}
     name = os.fspath(path)
     try:
         with Path(name).open("rb") as file:
@@ -176,8 +175,9 @@ def read_config(
     *,
     name: str,
     directory: Path,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None = None,
     other_plugins: Collection[str] = (),
+    at: JsonPath = (),
 ) -> Config:
     """Read a configuration from YAML 1.2 or JSON text.
 
@@ -185,19 +185,25 @@ def read_config(
         text: the file's content.
         name: the file's name, for messages; one that ends in ``.json`` makes JSON the only format.
         directory: where workers are started, unless ``workingDirectory`` says otherwise.
-        environ: the variables that commands, arguments and environments of workers may refer to.
+        environ: the variables that commands, arguments and environments of workers may refer to with ``$VAR``
+            and its kin. By default those are this process's environment, and ``STEPFLOW_PYTHON`` where that
+            does not say otherwise: the interpreter that runs this, so that a worker in Python finds what is
+            installed beside it.
         other_plugins: names that routes may lead to although they stand under no plugin here, such as those
             of workers in this process.
+        at: where in the text the configuration is, such as in a flow; by default it is all of it.
 
     Raises:
         ConfigError: something in it cannot be used as written. All that is wrong is in the one message, a
             line for each with its ``file:line:column`` and its key; no value of an ``env`` is.
     """
     try:
-        source = read_source(text, name=name)
+        source = read_source(text, name=name, json_keys_at=keys_are_inputs)
     except FlowInvalid as exc:
         raise _with_diagnostics([said(found) for found in _diagnostics(exc)], text) from None
-    return _Reader(ConfigValues(source, environ), directory, other_plugins, text).config()
+    if environ is None:
+        environ = {"STEPFLOW_PYTHON": sys.executable, **os.environ}
+    return _Reader(ConfigValues(source.part(at), environ), directory, other_plugins, text).config()
 
 
 def _with_diagnostics(problems: Sequence[Problem], text: str | bytes) -> ConfigError:
@@ -238,13 +244,12 @@ class _Reader:
         routed = {rule.plugin for route in routes for rule in route.rules}
         for name in plugins.keys() - routed:
             message = "no route leads to this plugin"
-            self._values.warn(
-                ("plugins", name), message, at_key=True, kind=DiagnosticKind.UNUSED_PLUGIN
-            )
+            self._values.warn(("plugins", name), message, at_key=True, kind=DiagnosticKind.UNUSED_PLUGIN)
         retry = self._retry(fields.get("retry"))
         timeouts = self._timeouts(fields.get("timeouts"))
         blob_api = self._blob_api(fields.get("blobApi"), reader)
-        self._refuse_faulty_text(plugins)
+        # What reading the text went past, such as a duplicate key.
+        self._values.problems.extend(map(said, self._source.diagnostics))
         if self._values.problems:
             raise _with_diagnostics(self._values.problems, self._text)
         return Config(
@@ -281,19 +286,6 @@ class _Reader:
         if "\0" in directory:
             self._values.problem(path, "holds a NUL character, which no directory's name does")
         self._directory = self._directory / directory
-
-    def _refuse_faulty_text(self, plugins: Mapping[str, PluginConfig]) -> None:
-        """Count what reading the text went past, such as a duplicate key, as a problem.
-
-        Except inside a plugin that is not run anyway: a mock's behaviours have inputs as keys, which JSON
-        cannot represent.
-        """
-        for diagnostic in self._source.diagnostics:
-            match diagnostic.path:
-                case ("plugins", str(name), _, *_) if isinstance(plugins.get(name), UnsupportedPluginConfig):
-                    continue
-                case _:
-                    self._values.problems.append(said(diagnostic))
 
     # ---- the blob API ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from stepflow_trio.runtime.config_values import Problem
 __all__ = ["with_excerpts"]
 
 _MAY_HOLD_SECRETS = re.compile(
-    r"\benv|\bargs\b|\bheaders\b|token|bearer|authorization|password|secret|api[-_]?key|credential|://[^/\s]*@",
+    r"\benv|\barg|\bheaders\b|token|bearer|authorization|password|secret|api[-_]?key|credential|://[^/\s]*@",
     re.IGNORECASE,
 )
 _INDENTED = re.compile(r"( *)((?:- +)*)")

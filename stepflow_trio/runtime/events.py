@@ -33,6 +33,8 @@ class RunStarted(Struct, frozen=True, kw_only=True, gc=False):
     """How many runs it is below."""
     idempotency_key: str | None = None
     """Whoever submits with the same key again is led to this run."""
+    submission_digest: str | None = None
+    """Of what came with that key, so that it can be told from another submission; see `Submission.digest`."""
 
     @property
     def total_items(self) -> int:
@@ -52,12 +54,16 @@ class StepStarted(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StepProgressed(Struct, frozen=True, kw_only=True, gc=False):
-    """A worker said how far a step is. Never recorded."""
+    """A worker said how far a step is that it executes. Never recorded."""
 
     run_id: str
+    item_index: int
+    at: datetime
     step_id: str
     fraction: float
+    """0 to 1."""
     message: str | None
+    """1,000 characters at most."""
 
 
 class StepRetrying(Struct, frozen=True, kw_only=True, gc=False):

@@ -13,6 +13,8 @@ from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.diagnostics import printable
 from stepflow_trio.flows.paths import JsonPath
 from stepflow_trio.runtime.config_values import ConfigValues, is_token_key, one_of
+from stepflow_trio.runtime.mcp_package import why_no_mcp
+from stepflow_trio.runtime.mock_config import MockPluginConfig, read_mock
 from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.urls import REQUEST_TARGET, HttpUrl
 
@@ -24,16 +26,18 @@ __all__ = [
     "ClientTls",
     "HealthCheck",
     "HttpProcessPluginConfig",
+    "McpPluginConfig",
+    "MockPluginConfig",
     "PluginConfig",
     "PluginReader",
     "RemotePluginConfig",
     "StdioPluginConfig",
-    "UnsupportedPluginConfig",
 ]
 
 _PLUGIN_TYPES = ("stepflow", "builtin", "mock", "mcp")
 _SESSION_MODES = ("auto", "never", "always")
 _PROCESS_KEYS = ("type", "transport", "command", "args", "env")
+_MCP_KEYS = ("type", "command", "args", "env")
 _HTTP_PROCESS_KEYS = (*_PROCESS_KEYS, "healthCheck", "session")
 _REMOTE_KEYS = (
     "type", "transport", "url", "urls", "session", "bearerTokenFile", "bearerTokenEnv", "tls", "healthCheck"
@@ -116,11 +120,13 @@ class RemotePluginConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnsupportedPluginConfig:
-    """A plugin of a kind that this runtime cannot run: using one of its components fails, for ``reason``."""
+class McpPluginConfig:
+    """An MCP server that speaks over its stdin and stdout; ``env`` as for :class:`StdioPluginConfig`."""
 
-    type: str
-    reason: str
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    working_directory: Path
 
 
 PluginConfig: TypeAlias = (
@@ -128,7 +134,8 @@ PluginConfig: TypeAlias = (
     | StdioPluginConfig
     | HttpProcessPluginConfig
     | RemotePluginConfig
-    | UnsupportedPluginConfig
+    | MockPluginConfig
+    | McpPluginConfig
 )
 
 
@@ -154,10 +161,10 @@ class PluginReader:
                 self._values.ignore_others(fields, path, ("type",))
             case "stepflow":
                 return self._worker(fields, path)
-            case "mock" | "mcp" as kind:
-                reason = f"{kind} plugins are not supported by this runtime"
-                self._values.warn(path, f"{reason}: its components cannot be used", at_key=True)
-                return UnsupportedPluginConfig(type=kind, reason=reason)
+            case "mock":
+                return read_mock(self._values, fields, path)
+            case "mcp":
+                return self._mcp(fields, path)
             case None:
                 self._values.missing(fields, path, "type")
             case str(kind):
@@ -186,6 +193,13 @@ class PluginReader:
         self._values.ignore_others(fields, path, _PROCESS_KEYS)
         command, args, env = self._command(fields, path)
         return StdioPluginConfig(command=command, args=args, env=env, working_directory=self._directory)
+
+    def _mcp(self, fields: dict[str, Any], path: JsonPath) -> McpPluginConfig:
+        self._values.ignore_others(fields, path, _MCP_KEYS)
+        if lack := why_no_mcp():
+            self._values.warn(path, f"its components cannot be used: {lack}", at_key=True)
+        command, args, env = self._command(fields, path)
+        return McpPluginConfig(command=command, args=args, env=env, working_directory=self._directory)
 
     def _http_process(self, fields: dict[str, Any], path: JsonPath) -> HttpProcessPluginConfig:
         self._values.ignore_others(fields, path, _HTTP_PROCESS_KEYS)

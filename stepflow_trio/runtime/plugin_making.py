@@ -16,15 +16,19 @@ from stepflow_trio.runtime.builtin import BuiltinPlugin
 from stepflow_trio.runtime.config import Config
 from stepflow_trio.runtime.events import Observer
 from stepflow_trio.runtime.launchers import ServesLink, process_launcher, task_launcher
+from stepflow_trio.runtime.mcp_plugin import McpPlugin
+from stepflow_trio.runtime.mock import MockPlugin
 from stepflow_trio.runtime.plugin_config import (
     BuiltinPluginConfig,
     HttpProcessPluginConfig,
+    McpPluginConfig,
+    MockPluginConfig,
     PluginConfig,
     RemotePluginConfig,
     StdioPluginConfig,
-    UnsupportedPluginConfig,
 )
-from stepflow_trio.runtime.plugins import Plugin, UnsupportedPlugin
+from stepflow_trio.runtime.plugins import Plugin
+from stepflow_trio.runtime.progress import StepsAtWork
 from stepflow_trio.runtime.runs import Runs
 from stepflow_trio.runtime.stores import BlobStore
 from stepflow_trio.runtime.timeouts import Timeouts
@@ -32,7 +36,7 @@ from stepflow_trio.runtime.worker_plugin import BlobOffer, WorkerPlugin
 
 __all__ = ["HostedPlugin", "PluginMaker", "open_blob_api_of"]
 
-HostedPlugin: TypeAlias = WorkerPlugin | BalancingPlugin
+HostedPlugin: TypeAlias = WorkerPlugin | BalancingPlugin | McpPlugin
 """A plugin whose workers are started or found when the runtime opens, and left when it ends."""
 
 
@@ -63,6 +67,7 @@ class PluginMaker:
         observe: told when workers start and end.
         limits: the bounds of each worker's connection.
         timeouts: how long a worker may take to start.
+        at_work: told which execution goes to which worker.
         randomness: for the jitter of probes.
         offer: what workers over HTTP are told of blobs.
     """
@@ -77,6 +82,7 @@ class PluginMaker:
         observe: Observer,
         limits: Limits,
         timeouts: Timeouts,
+        at_work: StepsAtWork,
         randomness: Random,
         offer: BlobOffer | None,
     ) -> None:
@@ -94,6 +100,7 @@ class PluginMaker:
             observe=observe,
             limits=limits,
             connect_timeout_s=timeouts.connect_s,
+            at_work=at_work,
         )
 
     def of_worker(self, name: str, worker: ServesLink) -> HostedPlugin:
@@ -105,8 +112,16 @@ class PluginMaker:
         match config:
             case BuiltinPluginConfig():
                 return BuiltinPlugin(self._blob_store, self._runs)
-            case UnsupportedPluginConfig():
-                return UnsupportedPlugin(name, config.reason)
+            case MockPluginConfig():
+                return MockPlugin(config)
+            case McpPluginConfig():
+                return McpPlugin(
+                    name,
+                    config,
+                    nursery=self._nursery,
+                    observe=self._observe,
+                    connect_timeout_s=self._connect_timeout_s,
+                )
             case StdioPluginConfig():
                 return self._make(name, process_launcher(name, config, self._observe))
             case HttpProcessPluginConfig():

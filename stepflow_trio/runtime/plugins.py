@@ -5,9 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Protocol
 
-import trio
-
-from stepflow_trio.errors import ErrorCode, RpcError, StepflowError, is_component_code, is_transport_code
+from stepflow_trio.errors import RpcError, StepflowError, is_component_code, is_transport_code
 from stepflow_trio.flows.results import FlowError
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 
@@ -81,29 +79,3 @@ class Plugin(Protocol):
             StepFailure: the attempt failed.
         """
         ...
-
-
-class UnsupportedPlugin:
-    """A configured plugin of a kind that this runtime does not run: only its own components fail."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        message = f"plugin {name!r} cannot be used: {reason}"
-        self._error = FlowError(ErrorCode.CONFIGURATION_ERROR, message)
-
-    async def list_components(self) -> list[ComponentInfo]:
-        """Fails; see :meth:`Plugin.list_components`."""
-        await trio.lowlevel.checkpoint()
-        raise StepFailure(self._error, FailureKind.FINAL)
-
-    async def execute(
-        self,
-        component: str,
-        input: Any,
-        *,
-        attempt: int,
-        observability: Observability,
-        deadline: float,
-    ) -> Any:
-        """Fails; see :meth:`Plugin.execute`."""
-        await trio.lowlevel.checkpoint()
-        raise StepFailure(self._error, FailureKind.FINAL)

@@ -31,6 +31,9 @@ from stepflow_trio.protocol.paths import PathTable, parameter_names, with_leadin
 __all__ = ["Condition", "Route", "RouteFault", "Router", "Rule", "Target", "route_faults"]
 
 _MAX_SHOWN_CHARS = 200
+_MAX_KNOWN = 1024
+"""Components whose targets are remembered: any text may be asked for."""
+
 _MAX_LISTED = 5
 """Routes or rules that a message names; a configuration may hold hundreds."""
 
@@ -107,6 +110,8 @@ class Router:
         self._table, faults = _compile(routes)
         if faults:
             raise ConfigError("\n".join(f"routes{render_path(f.path)[1:]}: {f.message}" for f in faults))
+        self._known: dict[str, Target] = {}
+        """Where components go whatever their input is."""
 
     def resolve(self, component: str, input: Any) -> Target:
         """Where a step with this component and this input goes.
@@ -115,14 +120,26 @@ class Router:
             RpcError: no route fits or none of its rules applies (``ENTITY_NOT_FOUND``, never retried). Its
                 data hold the ``component``, the ``available_routes`` and, if there is one, a ``suggestion``.
         """
+        known = self._known.get(component)
+        if known is not None:
+            return known
         found = self._table.match(component)
         if found is None:
             raise self._no_route(component)
         route, captures = found
+        depends_on_input = False
         for rule in route.rules:
             name = rule.component_for(component, captures)
-            if rule.admits(name) and all(condition.holds(input) for condition in rule.conditions):
-                return Target(rule.plugin, name)
+            if not rule.admits(name):
+                continue
+            depends_on_input = depends_on_input or bool(rule.conditions)
+            if all(condition.holds(input) for condition in rule.conditions):
+                target = Target(rule.plugin, name)
+                if not depends_on_input:
+                    if len(self._known) >= _MAX_KNOWN:
+                        self._known.clear()
+                    self._known[component] = target
+                return target
         raise self._no_rule(component, route, captures, input)
 
     def exposed_paths(self, plugin: str, component: str) -> list[str]:

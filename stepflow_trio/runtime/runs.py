@@ -16,11 +16,15 @@ import trio
 from stepflow_trio.engine.ending import last_words
 from stepflow_trio.errors import ErrorCode, LocalProtocolError, RpcError
 from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.plan import PreparedFlow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
-from stepflow_trio.runtime.executor import Executor
+from stepflow_trio.runtime.executor import Executor, RunBasis
+from stepflow_trio.runtime.recent_flows import RecentFlows
+from stepflow_trio.runtime.redaction import Redaction
+from stepflow_trio.runtime.stores import RunRecord
 
 MAX_DEPTH = 64
 """How deep runs may nest. One that submits itself would go on until this process's stack is used up."""
@@ -48,6 +52,7 @@ class Run:
         flow: Flow,
         flow_id: str,
         schemas: FlowSchemas,
+        prepared: PreparedFlow,
         inputs: Sequence[Any],
         variables: Mapping[str, Any],
         max_concurrency: int,
@@ -55,6 +60,8 @@ class Run:
         depth: int,
         trace_id: str,
         root_id: str,
+        parent_id: str | None,
+        redaction: Redaction,
     ) -> None:
         self.id = run_id
         self.flow = flow
@@ -70,15 +77,23 @@ class Run:
         """32 hex digits that this run and all below it have in common."""
         self.root_id = root_id
         """The topmost run above it, or itself."""
+        self.parent_id = parent_id
+        """The run whose component submitted it."""
         self.results: list[FlowResult | None] = [None] * len(inputs)
-        """One for each input; None until that item has ended, and for ever where it was cancelled."""
+        """One for each input; None until that item has ended, and for ever where it was cancelled.
+
+        Successes are as they are; what is on record of them is without secrets, and so are failures."""
         self.status = "running"
         """running, completed, failed or cancelled; the last three are final."""
         self.subflows: dict[str, Run] = {}
         """The runs that its components submitted, by their subflow keys."""
+        self.hidden_results: dict[str, Sequence[FlowResult | None]] = {}
+        """Of the runs below it that are over, by their ids, where the record is without their secrets."""
         self.nursery: trio.Nursery | None = None
         """Where the runs that its components submit live; None unless its items are at work."""
+        self._redaction = redaction
         self._schemas = schemas
+        self._prepared = prepared
         self._begun_at = trio.current_time()
         self._scope = trio.CancelScope()
         self._recorded = trio.Event()
@@ -163,16 +178,30 @@ class Run:
         self, executor: Executor, record: Callable[[RunEvent], Awaitable[None]], now: Callable[[], datetime]
     ) -> None:
         indices = iter(range(len(self.inputs)))
+        basis = RunBasis(
+            run_id=self.id,
+            flow_id=self.flow_id,
+            trace_id=self.trace_id,
+            prepared=self._prepared,
+            schemas=self._schemas,
+            deadline=self.deadline,
+        )
 
         async def execute_some() -> None:
             # So many of these as may run at once share the iterator: no task waits for its turn.
             for index in indices:
-                result = await self._execute_item(executor, index)
+                result = await self._execute_item(executor, basis, index)
+                if isinstance(result, Failed):
+                    result = self._redaction.failure(self.id, result)
+                # Observers are shown what goes on record; whoever may have all of it finds it here by then.
+                self.results[index] = result
                 try:
                     await record(ItemEnded(run_id=self.id, item_index=index, at=now(), result=result))
+                except trio.Cancelled:
+                    self.results[index] = None
+                    raise
                 except Exception as exc:  # noqa: BLE001 — what is not on record was not achieved
-                    result = self._fault(index, exc)
-                self.results[index] = result
+                    self.results[index] = self._fault(index, exc)
 
         if len(self.inputs) == 1:
             await execute_some()
@@ -181,33 +210,32 @@ class Run:
             for _ in range(min(self.max_concurrency, len(self.inputs))):
                 nursery.start_soon(execute_some, name=f"items of run {self.id}")
 
-    async def _execute_item(self, executor: Executor, index: int) -> FlowResult:
+    async def _execute_item(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:
         schemas, input = self._schemas, self.inputs[index]
         refused = schemas.check_input(input) or schemas.check_variables(
             self.variables, inherited=self.depth > 0
         )
         if refused is not None:
+            await trio.lowlevel.checkpoint()
             return Failed(refused)
-        result = await self._run_item(executor, index)
+        if self.deadline == math.inf:
+            result = await self._run_item(executor, basis, index)
+        else:
+            result = await self._run_item_in_time(executor, basis, index)
         misfit = schemas.check_output(result.result) if isinstance(result, Success) else None
         return Failed(misfit) if misfit is not None else result
 
-    async def _run_item(self, executor: Executor, index: int) -> FlowResult:
+    async def _run_item(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:
+        try:
+            return await executor.execute_item(basis, self.inputs[index], index)
+        except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
+            return self._fault(index, exc)
+
+    async def _run_item_in_time(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:
         with trio.CancelScope(deadline=self.deadline):
-            try:
-                return await executor.execute_item(
-                    self.flow,
-                    self.inputs[index],
-                    run_id=self.id,
-                    flow_id=self.flow_id,
-                    trace_id=self.trace_id,
-                    item_index=index,
-                    variables=self.variables,
-                    schemas=self._schemas,
-                    deadline=self.deadline,
-                )
-            except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
-                return self._fault(index, exc)
+            return await self._run_item(executor, basis, index)
+        # Whoever waits for it as its owner may have had the same deadline: then it is being cancelled.
+        await trio.lowlevel.checkpoint()
         timeout_s = round(self.deadline - self._begun_at, 3)
         message = f"the run was not over within {timeout_s:g} s"
         return Failed(FlowError(ErrorCode.RUN_TIMED_OUT, message, {"timeout_s": timeout_s}))
@@ -245,6 +273,7 @@ class Runs:
         now: Callable[[], datetime],
         new_id: Callable[[], uuid.UUID],
         on_left: Callable[[str], object],
+        redaction: Redaction,
         run_timeout_s: float = math.inf,
         enforce_schemas: bool = True,
     ) -> None:
@@ -254,8 +283,11 @@ class Runs:
         self._now = now
         self._new_id = new_id
         self._on_left = on_left
+        self._redaction = redaction
         self._run_timeout_s = run_timeout_s
         self._enforce_schemas = enforce_schemas
+        self._flows: RecentFlows[int, tuple[FlowSchemas, PreparedFlow]] = RecentFlows()
+        """What runs of one flow have in common, those without variables; by the flow's identity."""
         self._active: dict[str, Run] = {}
         self._closed = False
 
@@ -277,6 +309,17 @@ class Runs:
         """The run of this id, as long as it or a run below it is at work."""
         return self._active.get(run_id) if run_id is not None else None
 
+    def hidden_results(self, record: RunRecord) -> Sequence[FlowResult | None] | None:
+        """Of a run below one that is at work: its results with their secrets, for the components of that one.
+
+        None where there is no such run, or nothing to hide in it.
+        """
+        parent = self.active(record.parent_run_id)
+        if parent is None:
+            return None
+        run = self.active(record.run_id)
+        return run.results if run is not None else parent.hidden_results.get(record.run_id)
+
     async def submit(
         self,
         flow: Flow,
@@ -289,6 +332,7 @@ class Runs:
         subflow_key: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
+        submission_digest: str | None = None,
         deadline: float = float("inf"),
     ) -> Run:
         """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
@@ -296,8 +340,8 @@ class Runs:
         With a ``subflow_key`` that ``parent`` has seen with the same flow and inputs, return that run, unless
         it failed or was cancelled. Cancelled, it has started nothing.
 
-        ``flow`` is what runs: the flow of this id with ``overrides`` applied, which are recorded, as is the
-        ``idempotency_key``.
+        ``flow`` is what runs: the flow of this id with ``overrides`` applied, which are recorded, as are the
+        ``idempotency_key`` and the ``submission_digest``.
 
         Raises:
             LocalProtocolError: this is closed.
@@ -319,11 +363,18 @@ class Runs:
         if parent is None:
             deadline = min(deadline, trio.current_time() + self._run_timeout_s)
         run_id = self._new_id()
+        known_flow = self._flows.get(id(flow))
+        if known_flow is None:
+            known_flow = FlowSchemas(flow, enforce_schemas=self._enforce_schemas), PreparedFlow(flow)
+            self._flows.put(id(flow), flow, known_flow)
+        schemas, prepared = known_flow
+        parent_id = parent.id if parent is not None else None
         run = Run(
             run_id=str(run_id),
             flow=flow,
             flow_id=flow_id,
-            schemas=FlowSchemas(flow, enforce_schemas=self._enforce_schemas),
+            schemas=schemas,
+            prepared=PreparedFlow(flow, variables) if variables else prepared,
             inputs=inputs,
             variables=variables,
             max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,
@@ -331,11 +382,14 @@ class Runs:
             depth=depth,
             trace_id=parent.trace_id if parent is not None else run_id.hex,
             root_id=parent.root_id if parent is not None else str(run_id),
+            parent_id=parent_id,
+            redaction=self._redaction,
         )
         if parent is not None and subflow_key is not None:
             parent.subflows[subflow_key] = run
         # Before it is on record: whoever finds it there finds it here as long as it is at work.
         self._active[run.id] = run
+        self._redaction.begin(run.id, schemas.secrets, inputs, variables, parent_run_id=parent_id)
         try:
             await self._record(
                 RunStarted(
@@ -347,14 +401,16 @@ class Runs:
                     variables=variables,
                     max_concurrency=run.max_concurrency,
                     overrides=overrides,
-                    parent_run_id=parent.id if parent is not None else None,
+                    parent_run_id=parent_id,
                     root_run_id=run.root_id,
                     depth=depth,
                     idempotency_key=idempotency_key,
+                    submission_digest=submission_digest,
                 )
             )
         except BaseException:
             del self._active[run.id]
+            self._redaction.end(run.id)
             run.give_up()
             self._on_left(run.id)
             raise
@@ -373,6 +429,9 @@ class Runs:
             await run.drive(self._executor, self._record, self._now)
         finally:
             del self._active[run.id]
+            parent = self.active(run.parent_id)
+            if self._redaction.end(run.id) and parent is not None:
+                parent.hidden_results[run.id] = run.results
             self._on_left(run.id)
 
 

@@ -25,18 +25,21 @@ from stepflow_trio.errors import (
     RunFailed,
 )
 from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.overrides import apply_overrides
 from stepflow_trio.flows.reader import flow_from_json, read_flow_file
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.flows.source import source_of_value
 from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol.payloads import ComponentInfo
-from stepflow_trio.runtime.callbacks import Callbacks, load_flow
+from stepflow_trio.runtime.callbacks import Callbacks
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, read_config_file
-from stepflow_trio.runtime.events import Event, Observer, RunEvent
+from stepflow_trio.runtime.events import Event, Observer, RunEvent, StepProgressed
 from stepflow_trio.runtime.executor import Executor
 from stepflow_trio.runtime.launchers import ServesLink
 from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker, open_blob_api_of
 from stepflow_trio.runtime.plugins import Plugin, StepFailure
+from stepflow_trio.runtime.progress import StepsAtWork
+from stepflow_trio.runtime.redaction import Redaction
 from stepflow_trio.runtime.routing import Route, Router, Rule
 from stepflow_trio.runtime.run_history import RunChanges, RunHistory, Submission
 from stepflow_trio.runtime.runs import Run, Runs
@@ -54,7 +57,7 @@ class ListedComponent:
     """A component that flows can use."""
 
     path: str
-    """How a flow's step names it."""
+    """How a flow's step names it; empty where none can, for no route leads to it."""
     plugin: str
     info: ComponentInfo
 
@@ -70,6 +73,7 @@ class Runtime:
         router: Router,
         blob_store: BlobStore,
         history: RunHistory,
+        redaction: Redaction,
     ) -> None:
         self._runs = runs
         self._plugins = plugins
@@ -79,6 +83,7 @@ class Runtime:
         """The flows that can be run by their ids: all that were stored or submitted."""
         self.history = history
         """All runs by their ids, whether at work or over."""
+        self._redaction = redaction
         self._unlisted: dict[str, str] = {}
 
     async def run(
@@ -87,20 +92,22 @@ class Runtime:
         input: Any = None,
         *,
         variables: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run a flow once and return its result.
+        """Run a flow once and return its result; ``variables`` and ``overrides`` are those of :meth:`submit`.
 
         Cancelled, it cancels the run: every component that is at work for it, and every run that they
         submitted. A deadline around the call is the run's deadline, and workers are told how much is left.
 
         Raises:
-            FlowInvalid: the flow cannot be run as written; nothing was started.
+            FlowInvalid: the flow cannot be run as written, or as overridden; nothing was started.
+            RpcError: −32004, the overrides do not fit the flow.
             LocalProtocolError: the input or a variable is not JSON, or the runtime's block has been left.
             RunFailed: the run failed; ``code``, ``message`` and ``data`` are those of its result.
             RunCancelled: somebody else cancelled the run.
         """
         deadline = trio.current_effective_deadline()
-        run = await self.submit(flow, [input], variables=variables, deadline=deadline)
+        run = await self.submit(flow, [input], variables=variables, overrides=overrides, deadline=deadline)
         await run.wait_as_owner()
         result = run.results[0]
         if result is None:
@@ -116,6 +123,7 @@ class Runtime:
         inputs: Sequence[Any],
         *,
         variables: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
         max_concurrency: int | None = None,
         deadline: float = float("inf"),
     ) -> Run:
@@ -127,30 +135,34 @@ class Runtime:
             flow: the flow.
             inputs: one input for each item.
             variables: values of the flow's variables.
+            overrides: changes to the flow's steps, ``{"steps": {id: {"value": …}}}``.
             max_concurrency: items in flight at once, 100 by default.
             deadline: when to give it up, on ``trio.current_time()``'s clock.
 
         Raises:
-            FlowInvalid: the flow cannot be run as written; nothing was started.
+            FlowInvalid: the flow cannot be run as written, or as overridden; nothing was started.
+            RpcError: −32004, the overrides do not fit the flow.
             LocalProtocolError: an input or a variable is not JSON, or the runtime's block has been left.
             TypeError: ``inputs`` is one value and not a sequence of them.
             ValueError: ``max_concurrency`` is less than 1.
         """
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
-        if isinstance(inputs, (str, bytes, Mapping)):
+        if not isinstance(inputs, list) and isinstance(inputs, (str, bytes, Mapping)):
             raise TypeError(f"inputs is a list with one input for each item, not {type(inputs).__name__}")
         read = _read_flow(flow)
         for index, input in enumerate(inputs):
             _check_json(input, f"<input {index}>")
         variables = dict(variables or {})
         _check_json(variables, "<variables>")
+        runs = flow_from_json(apply_overrides(read.to_json(), overrides)) if overrides else read
         # Stored, so that components can name the flow that they run in.
         return await self._runs.submit(
-            read,
+            runs,
             await self.flows.put(read),
             inputs,
             variables=variables,
+            overrides=overrides,
             max_concurrency=max_concurrency,
             deadline=deadline,
         )
@@ -187,13 +199,12 @@ class Runtime:
         """
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
-        await self.flows.get(flow_id)
-        flow, known_id = await load_flow(self.blob_store, flow_id, overrides)
+        flow, known_id = await self.flows.get_to_run(flow_id, overrides)
         variables = dict(variables or {})
         _check_json([*inputs], "<inputs>")
         _check_json(variables, "<variables>")
 
-        async def submit() -> str:
+        async def submit(digest: str | None = None) -> str:
             run = await self._runs.submit(
                 flow,
                 known_id,
@@ -202,6 +213,7 @@ class Runtime:
                 max_concurrency=max_concurrency,
                 overrides=overrides,
                 idempotency_key=idempotency_key,
+                submission_digest=digest,
             )
             return run.id
 
@@ -214,10 +226,12 @@ class Runtime:
             overrides=overrides,
             max_concurrency=max_concurrency,
         )
-        return await self.history.submit_once(idempotency_key, submission, submit)
+        return await self.history.submit_once(idempotency_key, submission.digest(idempotency_key), submit)
 
-    async def list_components(self) -> list[ListedComponent]:
+    async def list_components(self, *, with_unreachable: bool = False) -> list[ListedComponent]:
         """Every component that flows can use now, by path. Starts workers that do not run.
+
+        ``with_unreachable`` also those that no route leads to, at the end and without a path.
 
         A plugin that cannot say is left out; :attr:`plugin_problems` says why.
 
@@ -237,11 +251,13 @@ class Runtime:
             for info in components:
                 paths = self._router.exposed_paths(name, info.component)
                 listed.extend(ListedComponent(path=path, plugin=name, info=info) for path in paths)
+                if with_unreachable and not paths:
+                    listed.append(ListedComponent(path="", plugin=name, info=info))
 
         async with trio.open_nursery() as nursery:
             for name, plugin in self._plugins.items():
                 nursery.start_soon(list_plugin, name, plugin)
-        return sorted(listed, key=lambda component: component.path)
+        return sorted(listed, key=lambda it: (not it.path, it.path, it.plugin, it.info.component))
 
     @property
     def plugin_problems(self) -> dict[str, str]:
@@ -250,7 +266,7 @@ class Runtime:
         for name, plugin in self._plugins.items():
             if isinstance(plugin, HostedPlugin) and plugin.problem is not None:
                 problems[name] = plugin.problem
-        return problems
+        return {name: self._redaction.text(problem) for name, problem in problems.items()}
 
     def __repr__(self) -> str:
         return f"<Runtime: plugins {', '.join(self._plugins)}>"
@@ -323,6 +339,8 @@ async def open_runtime(
     blob_store = blob_store or MemoryBlobStore()
     run_store = run_store or MemoryRunStore()
     changes = RunChanges()
+    at_work = StepsAtWork()
+    redaction = Redaction()
 
     def observe(event: Event) -> None:
         if on_event is not None:
@@ -332,17 +350,26 @@ async def open_runtime(
                 _log.exception("on_event failed with %r", event)
 
     async def record(event: RunEvent) -> None:
+        if not redaction.is_idle:
+            event = redaction.recorded(event)
         await run_store.append(event)
         changes.note(event.run_id)
+        observe(event)
+
+    def observe_worker(event: Event) -> None:
+        observe(redaction.told(event))
+
+    def note_progress(event: StepProgressed) -> None:
+        changes.note_progress(event.run_id)
         observe(event)
 
     randomness = randomness or random.Random()  # noqa: S311 — jitter
     plugins: dict[str, Plugin] = {}
     executor = Executor(
-        plugins, router, config.retry, config.timeouts, record, now=now, randomness=randomness
+        plugins, router, config.retry, config.timeouts, record, at_work, now=now, randomness=randomness
     )
     async with open_blob_api_of(config, blob_store) as offer:
-        with one_exception():
+        with redaction.guarding_logs(), one_exception():
             async with trio.open_nursery() as worker_nursery:
                 try:
                     with one_exception():
@@ -354,19 +381,23 @@ async def open_runtime(
                                 now=now,
                                 new_id=new_id,
                                 on_left=changes.note,
+                                redaction=redaction,
                                 run_timeout_s=config.timeouts.run_s,
                                 enforce_schemas=enforce_schemas,
                             )
                             handlers = Handlers()
-                            Callbacks(blob_store, run_store, runs, observe).register(handlers)
+                            Callbacks(
+                                blob_store, run_store, runs, at_work, note_progress, redaction, now=now
+                            ).register(handlers)
                             maker = PluginMaker(
                                 blob_store=blob_store,
                                 runs=runs,
                                 handlers=handlers,
                                 nursery=worker_nursery,
-                                observe=observe,
+                                observe=observe_worker,
                                 limits=limits or Limits(),
                                 timeouts=config.timeouts,
+                                at_work=at_work,
                                 randomness=randomness,
                                 offer=offer,
                             )
@@ -383,7 +414,8 @@ async def open_runtime(
                                     plugins=plugins,
                                     router=router,
                                     blob_store=blob_store,
-                                    history=RunHistory(run_store, runs, changes),
+                                    history=RunHistory(run_store, runs, changes, at_work),
+                                    redaction=redaction,
                                 )
                             finally:
                                 runs.close()

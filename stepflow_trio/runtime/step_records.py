@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from stepflow_trio.errors import ErrorCode
 from stepflow_trio.flows.model import Flow, UseDefault
 from stepflow_trio.flows.plan import StepStatus
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
-from stepflow_trio.runtime.stores import RecordedEvent
+from stepflow_trio.runtime.run_log import RecordedEvent
 
 INTERRUPTED = Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the step was cancelled while it was executed"))
 """What a step came to that was at work when its run was cancelled."""
@@ -32,10 +32,16 @@ class StepRecord:
     step_id: str
     component: str | None
     status: StepStatus
-    attempts: int = 0
-    """How often it was begun; 0 also where it ended without: its input could not be evaluated."""
+    attempt: int = 0
+    """The latest; 0 also where it ended without one: its input could not be evaluated."""
     started_at: datetime | None = None
-    ended_at: datetime | None = None
+    """When its first attempt began."""
+    completed_at: datetime | None = None
+    """When it ended, failed or not."""
+    last_error: FlowError | None = None
+    """Of a step that runs: what its last attempt failed with."""
+    next_attempt_at: datetime | None = None
+    """Of a step that waits for its next attempt: when that is."""
     result: FlowResult | None = None
     """What it came to, its default applied; None also where the store keeps that no longer."""
 
@@ -56,12 +62,15 @@ def step_records(
     begun: dict[str, RecordedEvent] = {}
     attempts: dict[str, int] = {}
     ended: dict[str, RecordedEvent] = {}
+    retrying: dict[str, RecordedEvent] = {}
     for event in events:
         if event.step_id is None:
             continue
         if event.kind == "stepStarted":
             begun.setdefault(event.step_id, event)
             attempts[event.step_id] = event.attempt or 1
+        elif event.kind == "stepRetrying":
+            retrying[event.step_id] = event
         elif event.kind == "stepEnded":
             ended[event.step_id] = event
     return {
@@ -69,7 +78,8 @@ def step_records(
             step_id,
             begun.get(step_id),
             ended.get(step_id),
-            attempts=attempts.get(step_id, 0),
+            retrying.get(step_id),
+            attempt=attempts.get(step_id, 0),
             default=defaults.get(step_id),
             is_over=is_over,
         )
@@ -96,29 +106,39 @@ def _record(
     step_id: str,
     begun: RecordedEvent | None,
     ended: RecordedEvent | None,
+    retrying: RecordedEvent | None,
     *,
-    attempts: int,
+    attempt: int,
     default: UseDefault | None,
     is_over: bool,
 ) -> StepRecord:
     component = None if begun is None else begun.component
     started_at = None if begun is None else begun.at
     result: FlowResult | None
+    last_error: FlowError | None = None
+    next_attempt_at: datetime | None = None
     if ended is not None:
-        result, ended_at = ended.result, ended.at
+        result, completed_at = ended.result, ended.at
         status = StepStatus.COMPLETED if ended.status == "completed" else StepStatus.FAILED
-        if status is StepStatus.FAILED and default is not None:
+        # A default stands in for what a component failed with, not for an input that could not be had.
+        if status is StepStatus.FAILED and default is not None and begun is not None:
             result, status = Success(default.value), StepStatus.COMPLETED
     elif is_over:
-        result, status, ended_at = INTERRUPTED, StepStatus.FAILED, None
+        result, status, completed_at = INTERRUPTED, StepStatus.FAILED, None
     else:
-        result, status, ended_at = None, StepStatus.RUNNING, None
+        result, status, completed_at = None, StepStatus.RUNNING, None
+        if retrying is not None:
+            last_error = retrying.result.error if isinstance(retrying.result, Failed) else None
+            if retrying.attempt == attempt:
+                next_attempt_at = retrying.at + timedelta(seconds=retrying.delay_s or 0)
     return StepRecord(
         step_id=step_id,
         component=component,
         status=status,
-        attempts=attempts,
+        attempt=attempt,
         started_at=started_at,
-        ended_at=ended_at,
+        completed_at=completed_at,
+        last_error=last_error,
+        next_attempt_at=next_attempt_at,
         result=result,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stepflow_trio.errors import BlobNotFound, FlowNotFound, RpcError, StateConflict
 from stepflow_trio.flows.model import Flow, flow_id
 from stepflow_trio.flows.reader import examine_flow_json
-from stepflow_trio.protocol import blobs, codec
-from stepflow_trio.runtime.callbacks import load_blob
+from stepflow_trio.protocol import blobs
+from stepflow_trio.runtime.callbacks import load_blob, load_flow
+from stepflow_trio.runtime.recent_flows import RecentFlows
 from stepflow_trio.runtime.runs import Runs
 from stepflow_trio.runtime.stores import BlobStore
 
@@ -19,11 +21,44 @@ class StoredFlows:
     def __init__(self, store: BlobStore, runs: Runs) -> None:
         self._store = store
         self._runs = runs
+        self._ids: RecentFlows[int, str] = RecentFlows()
+        """Of flows that were stored, by their identity."""
+        self._read: RecentFlows[str, Flow] = RecentFlows()
+        """Flows as they are run, by their ids."""
 
     async def put(self, flow: Flow) -> str:
         """Store a flow and return its id."""
-        await self._store.put(codec.encode_json(flow.to_json()), blobs.FLOW)
-        return flow_id(flow)
+        known = self._ids.get(id(flow))
+        if known is not None and await self._has(known):
+            return known
+        await self._store.put(blobs.blob_content(flow.to_json(), blobs.FLOW), blobs.FLOW)
+        self._ids.put(id(flow), flow, stored := flow_id(flow))
+        return stored
+
+    async def _has(self, id_: str) -> bool:
+        try:
+            await self._store.get(id_)
+        except BlobNotFound:
+            return False
+        return True
+
+    async def get_to_run(self, id_: str, overrides: Mapping[str, Any] | None = None) -> tuple[Flow, str]:
+        """Read a flow that is to be run; return it, overrides applied, and its id.
+
+        Raises:
+            FlowNotFound: there is none, or what is stored under this id is no flow.
+            RpcError: −32202, what is stored is not what the id stands for; −32004, it cannot be run, or the
+                overrides do not fit it.
+        """
+        bare = blobs.normalize_blob_id(id_) or ""
+        known = self._read.get(bare) if overrides is None else None
+        if known is not None and await self._has(bare):
+            return known, bare
+        await self.get(id_)
+        flow, bare = await load_flow(self._store, id_, overrides)
+        if overrides is None:
+            self._read.put(bare, flow, flow)
+        return flow, bare
 
     async def get(self, id_: str) -> Flow:
         """Read a flow. It may have errors, with which it cannot be run.

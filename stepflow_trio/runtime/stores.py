@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import trio
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import Struct, field
 
 from stepflow_trio.errors import BlobNotFound
-from stepflow_trio.flows.results import Failed, FlowResult, Success
+from stepflow_trio.flows.results import Failed
 from stepflow_trio.protocol import blobs
-from stepflow_trio.runtime.events import (
-    ItemEnded,
-    RunEnded,
-    RunEvent,
-    RunStarted,
-    StepEnded,
-    StepRetrying,
-    StepStarted,
+from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
+from stepflow_trio.runtime.run_log import (
+    EventShapes,
+    ItemRecord,
+    PackedRunLog,
+    RecordedEvent,
+    RunItems,
+    RunLog,
 )
 
 _HASHED_AT_ONCE = 2**20
@@ -96,17 +96,7 @@ class MemoryBlobStore:
         return ids[offset : offset + limit], len(ids)
 
 
-@dataclass(slots=True)
-class ItemRecord:
-    """How one item of a run stands."""
-
-    result: FlowResult | None = None
-    completed_at: datetime | None = None
-    completion_order: int = 0
-
-
-@dataclass(slots=True)
-class RunRecord:
+class RunRecord(Struct, kw_only=True, gc=False):
     """How a run stands. ``status``: running, completed, failed or cancelled; the last three are final."""
 
     run_id: str
@@ -114,7 +104,7 @@ class RunRecord:
     flow_name: str | None
     parent_run_id: str | None
     created_at: datetime
-    items: list[ItemRecord]
+    items: Sequence[ItemRecord]
     inputs: Sequence[Any] = ()
     variables: Mapping[str, Any] = field(default_factory=dict[str, Any])
     overrides: Mapping[str, Any] | None = None
@@ -123,6 +113,8 @@ class RunRecord:
     """The topmost run above it, or itself."""
     depth: int = 0
     idempotency_key: str | None = None
+    submission_digest: str | None = None
+    """Of a submission with a key: only whoever knows it can tell whether another one is the same."""
     status: str = "running"
     completed_at: datetime | None = None
     finished_items: int = 0
@@ -131,31 +123,6 @@ class RunRecord:
     """Items that failed."""
     last_seq: int = 0
     """The number of its latest event."""
-
-
-EventKind: TypeAlias = Literal[
-    "runStarted", "stepStarted", "stepRetrying", "stepEnded", "itemEnded", "runEnded"
-]
-
-
-class RecordedEvent(Struct, frozen=True, kw_only=True, gc=False):
-    """An event of a run as it is on record; what does not apply to its kind is None."""
-
-    seq: int
-    """Its number in its run: 1, 2, 3, …"""
-    at: datetime
-    kind: EventKind
-    item_index: int | None = None
-    step_id: str | None = None
-    component: str | None = None
-    attempt: int | None = None
-    delay_s: float | None = None
-    """Of a ``stepRetrying``: how long until the next attempt."""
-    status: str | None = None
-    """Of what ended: completed or failed, a run's also cancelled."""
-    result: FlowResult | None = None
-    """What ended came to; of a ``stepRetrying`` the failure. A store may keep the success of a step only as
-    long as its item is at work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,43 +197,50 @@ class RunStore(Protocol):
 class MemoryRunStore:
     """Histories in memory.
 
-    Of an item that has ended there remain its input, its result, and one small record for each of its
-    events; of its steps' results only failures.
+    Of an item that has ended there remain its input, its result, and 16 bytes for each of its events; of its
+    steps' results only failures.
     """
 
     def __init__(self) -> None:
         self._runs: dict[str, RunRecord] = {}
-        self._histories: dict[str, _History] = {}
+        self._logs: dict[str, RunLog | PackedRunLog] = {}
+        self._shapes: WeakValueDictionary[str, EventShapes] = WeakValueDictionary()
+        """By flows, as long as there is a run of one."""
         self._below: dict[str, list[str]] = {}
         self._by_key: dict[str, str] = {}
-        self._completions = 0
 
     async def append(self, event: RunEvent) -> None:
-        """See :meth:`RunStore.append`."""
-        await trio.lowlevel.checkpoint()
+        """See :meth:`RunStore.append`. Nobody else gets a turn."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if isinstance(event, RunStarted):
             self._begin(event)
         record = self._runs[event.run_id]
         record.last_seq += 1
-        self._histories[event.run_id].append(event, record.last_seq)
+        log = self._logs[event.run_id]
+        if isinstance(log, PackedRunLog):
+            log = self._logs[event.run_id] = log.unpacked()
+            record.items = RunItems(log)
+        log.append(event)
         if isinstance(event, ItemEnded):
-            self._completions += 1
-            item = record.items[event.item_index]
-            item.result, item.completed_at = event.result, event.at
-            item.completion_order = self._completions
             record.finished_items += 1
             record.failed_items += isinstance(event.result, Failed)
         elif isinstance(event, RunEnded):
             record.status, record.completed_at = event.status, event.at
+            self._logs[event.run_id] = packed = log.packed()
+            record.items, record.inputs = RunItems(packed), tuple(record.inputs)
 
     def _begin(self, event: RunStarted) -> None:
+        shapes = self._shapes.get(event.flow_id)
+        if shapes is None:
+            shapes = self._shapes[event.flow_id] = EventShapes()
+        log = self._logs[event.run_id] = RunLog(event.at, shapes, len(event.inputs))
         self._runs[event.run_id] = RunRecord(
             run_id=event.run_id,
             flow_id=event.flow_id,
             flow_name=event.flow_name,
             parent_run_id=event.parent_run_id,
             created_at=event.at,
-            items=[ItemRecord() for _ in event.inputs],
+            items=RunItems(log),
             inputs=event.inputs,
             variables=event.variables,
             overrides=event.overrides,
@@ -274,8 +248,8 @@ class MemoryRunStore:
             root_run_id=event.root_run_id or event.run_id,
             depth=event.depth,
             idempotency_key=event.idempotency_key,
+            submission_digest=event.submission_digest,
         )
-        self._histories[event.run_id] = _History()
         if event.parent_run_id is not None:
             self._below.setdefault(event.parent_run_id, []).append(event.run_id)
         if event.idempotency_key is not None:
@@ -308,8 +282,13 @@ class MemoryRunStore:
     ) -> list[RecordedEvent]:
         """See :meth:`RunStore.events`."""
         await trio.lowlevel.checkpoint()
-        history = self._histories.get(run_id)
-        return [] if history is None else history.read(after, limit, item_index)
+        log = self._logs.get(run_id)
+        found: list[RecordedEvent] = []
+        for event in () if log is None else log.unpacked().read(after, limit, item_index):
+            found.append(event)
+            if len(found) % _LOOKED_AT_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return found
 
     async def delete(self, run_id: str) -> bool:
         """See :meth:`RunStore.delete`."""
@@ -323,101 +302,11 @@ class MemoryRunStore:
         while pending:
             deleted = pending.pop()
             record = self._runs.pop(deleted)
-            del self._histories[deleted]
+            del self._logs[deleted]
             pending += self._below.pop(deleted, ())
             if record.idempotency_key is not None:
                 del self._by_key[record.idempotency_key]
         return True
-
-
-class _History:
-    """The events of one run, and where those of each item are."""
-
-    def __init__(self) -> None:
-        self._events: list[RecordedEvent] = []
-        self._first: dict[int, int] = {}
-        """Of each item, the position of its first event."""
-        self._end: dict[int, int] = {}
-        """Of each item that has ended, the position behind its last event."""
-        self._successes: dict[int, list[int]] = {}
-        """Of each item that is at work, the positions of the steps that succeeded."""
-
-    def append(self, event: RunEvent, seq: int) -> None:
-        if not isinstance(event, (RunStarted, RunEnded)):
-            position, index = len(self._events), event.item_index
-            if isinstance(event, StepStarted):
-                self._first.setdefault(index, position)
-            elif isinstance(event, StepEnded):
-                self._first.setdefault(index, position)
-                if isinstance(event.result, Success):
-                    self._successes.setdefault(index, []).append(position)
-            elif isinstance(event, ItemEnded):
-                self._first.setdefault(index, position)
-                self._end[index] = position + 1
-                for at in self._successes.pop(index, ()):
-                    self._events[at] = replace(self._events[at], result=None)
-        self._events.append(recorded(event, seq))
-
-    def read(self, after: int, limit: int | None, item_index: int | None) -> list[RecordedEvent]:
-        # Events are numbered from 1 without gaps: the one of number n is at position n − 1.
-        if item_index is None:
-            return self._events[after : None if limit is None else after + limit]
-        first, end = self._first.get(item_index, len(self._events)), self._end.get(item_index)
-        found = [event for event in self._events[max(first, after) : end] if event.item_index == item_index]
-        return found[:limit]
-
-
-def recorded(event: RunEvent, seq: int) -> RecordedEvent:
-    """An event as a store shows it."""
-    # The most frequent ones first: this is done for each.
-    if isinstance(event, StepEnded):
-        return RecordedEvent(
-            seq=seq,
-            at=event.at,
-            kind="stepEnded",
-            item_index=event.item_index,
-            step_id=event.step_id,
-            status=status_of(event.result),
-            result=event.result,
-        )
-    if isinstance(event, StepStarted):
-        return RecordedEvent(
-            seq=seq,
-            at=event.at,
-            kind="stepStarted",
-            item_index=event.item_index,
-            step_id=event.step_id,
-            component=event.component,
-            attempt=event.attempt,
-        )
-    if isinstance(event, ItemEnded):
-        return RecordedEvent(
-            seq=seq,
-            at=event.at,
-            kind="itemEnded",
-            item_index=event.item_index,
-            status=status_of(event.result),
-            result=event.result,
-        )
-    if isinstance(event, StepRetrying):
-        return RecordedEvent(
-            seq=seq,
-            at=event.at,
-            kind="stepRetrying",
-            item_index=event.item_index,
-            step_id=event.step_id,
-            attempt=event.attempt,
-            delay_s=event.delay_s,
-            result=Failed(event.error),
-        )
-    if isinstance(event, RunStarted):
-        return RecordedEvent(seq=seq, at=event.at, kind="runStarted")
-    return RecordedEvent(seq=seq, at=event.at, kind="runEnded", status=event.status)
-
-
-def status_of(result: FlowResult) -> str:
-    """completed or failed."""
-    return "completed" if isinstance(result, Success) else "failed"
 
 
 def results_in_order(record: RunRecord, *, by_completion: bool = False) -> Sequence[tuple[int, ItemRecord]]:

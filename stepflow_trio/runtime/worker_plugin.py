@@ -39,6 +39,7 @@ from stepflow_trio.runtime.blob_refs import offload_input, resolve_output
 from stepflow_trio.runtime.events import Observer, WorkerEnded, WorkerStarted
 from stepflow_trio.runtime.first_words import FirstWords
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure, failure_from, kind_of_code
+from stepflow_trio.runtime.progress import StepsAtWork
 from stepflow_trio.runtime.stores import BlobStore
 from stepflow_trio.runtime.timeouts import Timeouts
 
@@ -160,6 +161,7 @@ class WorkerPlugin:
         connect_timeout_s: a worker that has not answered ``initialize`` by then is given up.
         blobs: what the worker is told of blobs.
         url: where it is, if that is at a URL.
+        at_work: told which execution is sent over which connection.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class WorkerPlugin:
         connect_timeout_s: float = Timeouts().connect_s,
         blobs: BlobOffer | None = None,
         url: str | None = None,
+        at_work: StepsAtWork | None = None,
     ) -> None:
         self.name = name
         self._title = name if url is None else f"{name} at {url}"
@@ -184,6 +187,7 @@ class WorkerPlugin:
         self._limits = limits
         self._connect_timeout_s = connect_timeout_s
         self._blobs = blobs
+        self._at_work = at_work
         self._instance: _Instance | None = None
         self.problem: str | None = None
         """Why the worker could not be started the last time that it was tried."""
@@ -248,6 +252,8 @@ class WorkerPlugin:
                 observability=observability,
                 timeout_s=timeout_s,
             )
+            if self._at_work is not None:
+                self._at_work.sent(observability, connection)
             output = (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
             return output if store is None else await resolve_output(output, store)
 
@@ -262,7 +268,8 @@ class WorkerPlugin:
         # Counted before the first wait: a worker that is given up meanwhile stays for whoever is on the way.
         instance.live_calls += 1
         try:
-            await instance.outcome.wait()
+            if not instance.outcome.is_set():
+                await instance.outcome.wait()
             if instance.connection is None or instance.welcome is None:
                 closing = ConnectionLost(LossReason.LOCAL_CLOSE, "the runtime is shutting down")
                 failure = instance.failure or closing

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import contextvars
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import trio
 
@@ -38,6 +38,7 @@ from stepflow_trio.protocol.payloads import (
     SubmitRunParams,
 )
 from stepflow_trio.worker.outputs import check_output
+from stepflow_trio.worker.threads import ThreadPlace
 
 if TYPE_CHECKING:
     from stepflow_trio.worker.blob_client import BlobClient  # which a stdio worker does without
@@ -53,6 +54,18 @@ POLL_PAUSE_S = 0.1
 
 UNKNOWN_RUNTIME_PATIENCE_S = 10.0
 """Public runtimes from 0.10 on do not answer at all when they are asked for blobs by a callback."""
+
+
+class BuiltFlow(Protocol):
+    """What a :class:`~stepflow_trio.FlowBuilder` builds."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The flow as JSON."""
+        ...
+
+
+FlowOrId: TypeAlias = str | Mapping[str, Any] | BuiltFlow
+"""A flow: by its id, as JSON, or as it was built or read."""
 
 ParamsT = TypeVar("ParamsT")
 ResultT = TypeVar("ResultT")
@@ -88,6 +101,7 @@ class Context:
         self._blob_client: BlobClient | None = None
         self._observability = observability or Observability()
         self._places: trio.Semaphore | None = None  # made with the first callback: most make none
+        self._thread: ThreadPlace | None = None
         self._submissions = 0
         self._is_over = False
         self._token = trio.lowlevel.current_trio_token()
@@ -114,6 +128,10 @@ class Context:
         """Store and read blobs with ``client`` from now on, and not by asking the runtime."""
         self._blob_client = client
 
+    def use_thread(self, place: ThreadPlace) -> None:
+        """The component runs in a thread, whose place others may have while it waits for the runtime."""
+        self._thread = place
+
     def enter(self) -> contextvars.Token[Context]:
         """Make this the current context of the running task."""
         return _current.set(self)
@@ -121,6 +139,8 @@ class Context:
     def leave(self, token: contextvars.Token[Context]) -> None:
         """Undo :meth:`enter`: the execution is over, and nothing more is asked or told in its name."""
         self._is_over = True
+        if self._thread is not None:
+            self._thread.cancel_callbacks()
         _current.reset(token)
 
     @property
@@ -194,7 +214,7 @@ class Context:
 
     async def submit_run(
         self,
-        flow: str | Mapping[str, Any],
+        flow: FlowOrId,
         inputs: Sequence[Any],
         *,
         wait: bool = False,
@@ -206,7 +226,7 @@ class Context:
         """Start a run with one item per input.
 
         Args:
-            flow: a flow id, or a flow as JSON, which is stored first.
+            flow: a flow id, or a flow, which is stored first.
             inputs: one input for each item.
             wait: return when the run has ended, or after ``timeout_s`` seconds (300 by default).
             max_concurrency: items that run at once.
@@ -275,7 +295,7 @@ class Context:
         )
 
     async def evaluate_flow(
-        self, flow: str | Mapping[str, Any], input: Any, *, overrides: Mapping[str, Any] | None = None
+        self, flow: FlowOrId, input: Any, *, overrides: Mapping[str, Any] | None = None
     ) -> Any:
         """Run a flow once, however long it takes, and return its result.
 
@@ -295,7 +315,7 @@ class Context:
 
     async def evaluate_run(
         self,
-        flow: str | Mapping[str, Any],
+        flow: FlowOrId,
         inputs: Sequence[Any],
         *,
         max_concurrency: int | None = None,
@@ -344,12 +364,16 @@ class Context:
         if dialects.PROGRESS not in self._hello.extensions or self.step_id is None:
             return
         params = ProgressParams(
-            step_id=self.step_id, progress=float(fraction), message=message, run_id=self.run_id
+            step_id=self.step_id,
+            progress=float(fraction),
+            message=message,
+            run_id=self.run_id,
+            span_id=self.span_id,
         )
         if trio.lowlevel.in_trio_task():
             self._report(params)
         else:
-            with contextlib.suppress(trio.RunFinishedError):
+            with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._report, params)
 
     def _report(self, params: ProgressParams) -> None:
@@ -366,8 +390,9 @@ class Context:
         """As :meth:`_call`, but with bounded patience for a runtime that may have its blobs elsewhere."""
         if not self._hello.assumed:
             return await self._call(method, params)
-        with trio.move_on_after(UNKNOWN_RUNTIME_PATIENCE_S):
-            return await self._call(method, params)
+        async with self._place():
+            with trio.move_on_after(UNKNOWN_RUNTIME_PATIENCE_S):
+                return await self._connection.call(method, params)
         message = (
             f"{method.name} was not answered within {UNKNOWN_RUNTIME_PATIENCE_S:g} s. The runtime has not "
             "initialized this worker since it was started, so it is not known where its blobs are: restart "
@@ -375,18 +400,29 @@ class Context:
         )
         raise RpcError(ErrorCode.DEPENDENCY_ERROR, message)
 
-    def _place(self) -> trio.Semaphore:
+    def _place(self) -> AbstractAsyncContextManager[object]:
         """What to hold while the runtime is asked."""
         if self._is_over:
-            raise LocalProtocolError(
-                f"the execution of {self.component} that this Context belongs to is over"
-            )
+            raise self._over()
         if self._places is None:
             self._places = trio.Semaphore(MAX_CALLBACKS)
-        return self._places
+        return self._places if self._thread is None else self._ask_from_thread(self._thread, self._places)
 
-    async def _flow_id(self, flow: str | Mapping[str, Any]) -> str:
-        return flow if isinstance(flow, str) else await self.put_blob(dict(flow), blobs.FLOW)
+    @asynccontextmanager
+    async def _ask_from_thread(self, thread: ThreadPlace, places: trio.Semaphore) -> AsyncGenerator[None]:
+        async with thread.given_back() as scope, places:
+            yield
+        if scope.cancelled_caught:
+            raise self._over()
+
+    def _over(self) -> LocalProtocolError:
+        return LocalProtocolError(f"the execution of {self.component} that this Context belongs to is over")
+
+    async def _flow_id(self, flow: FlowOrId) -> str:
+        if isinstance(flow, str):
+            return flow
+        content = flow if isinstance(flow, Mapping) else flow.to_json()
+        return await self.put_blob(dict(content), blobs.FLOW)
 
     def _next_subflow_key(self) -> str:
         self._submissions += 1

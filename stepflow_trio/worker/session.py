@@ -33,6 +33,7 @@ from stepflow_trio.protocol.payloads import (
 from stepflow_trio.worker.component import Component
 from stepflow_trio.worker.context import Context
 from stepflow_trio.worker.outputs import OutputInvalid, check_output
+from stepflow_trio.worker.threads import ThreadPlace, ThreadPool, call_in_thread
 
 if TYPE_CHECKING:
     from stepflow_trio.worker.blob_client import BlobClient, BlobClients
@@ -65,7 +66,7 @@ class Session:
 
     Args:
         components: what it may execute.
-        threads: how many components may run in threads at once.
+        threads: where components that are plain functions run.
         transport: how it is reached.
         debug: tell it the tracebacks of components.
         hello: what it has said of itself, where that is known already.
@@ -78,7 +79,7 @@ class Session:
         self,
         components: PathTable[Component],
         *,
-        threads: trio.CapacityLimiter,
+        threads: ThreadPool,
         transport: TransportKind,
         debug: bool,
         hello: Hello | None = None,
@@ -178,7 +179,9 @@ class Session:
         try:
             args, kwargs = component.bind(params.input, context, path_params)
             output = check_output(_call_plain(component.fn, args, kwargs))
-        except (Exception, SystemExit) as exc:
+        except KeyboardInterrupt:
+            raise  # as in _run()
+        except BaseException as exc:
             raise self._failure(exc, component, context) from exc
         finally:
             context.leave(token)
@@ -222,12 +225,13 @@ class Session:
             elif component.kind == "inline":
                 output = _call_plain(component.fn, args, kwargs)
             else:
-                # A thread cannot be cancelled. It is left behind with its result ignored, and gives its
-                # place in the pool back only when it ends.
-                call = partial(_call_plain, component.fn, args, kwargs)
-                output = await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+                place = ThreadPlace(self._threads)
+                context.use_thread(place)
+                output = await call_in_thread(partial(_call_plain, component.fn, args, kwargs), place)
             return check_output(output)
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
+            if (rest := _not_its_own(exc)) is not None:
+                raise rest  # noqa: B904 — a part of what is being handled
             raise self._failure(exc, component, context) from exc
         finally:
             context.leave(token)
@@ -244,9 +248,9 @@ class Session:
             met.hello.blob_api_url, peer_host=met.client, peer_is_authenticated=self._is_authenticated
         )
 
-    def _failure(self, exc: Exception | SystemExit, component: Component, context: Context) -> RpcError:
+    def _failure(self, exc: BaseException, component: Component, context: Context) -> RpcError:
         """What the runtime is told: an error that the author meant, or the type and message of any other."""
-        exc = exc if isinstance(exc, SystemExit) else _only_leaf(exc)
+        exc = _only_leaf(exc)
         if isinstance(exc, RpcError) and not isinstance(exc, CallFailed):
             return _sayable(exc.code, exc.message, exc.data)
         kind = type(exc).__name__
@@ -283,14 +287,25 @@ def _sayable(code: int, message: str, data: Any) -> RpcError:
         return RpcError(code, message, {"left_out": f"the error's data: {exc.message}"})
 
 
-def _only_leaf(exc: Exception) -> Exception:
+def _not_its_own(exc: BaseException) -> BaseException | None:
+    """What is no failure of the component, though it came out of it: a cancellation, and Ctrl-C.
+
+    Ctrl-C comes wherever the process happens to be. If a component's code could make a failure of it, the
+    worker would live on. All else is a failure, also what ends a program elsewhere, such as SystemExit.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", exc).subgroup((trio.Cancelled, KeyboardInterrupt))
+    return exc if isinstance(exc, (trio.Cancelled, KeyboardInterrupt)) else None
+
+
+def _only_leaf(exc: BaseException) -> BaseException:
     """What a component's own nursery wrapped, where it is one exception."""
-    while isinstance(exc, ExceptionGroup):
-        inside = cast("ExceptionGroup[Exception]", exc).exceptions
+    while isinstance(exc, BaseExceptionGroup):
+        inside = cast("BaseExceptionGroup[BaseException]", exc).exceptions
         if len(inside) != 1:
             break
         exc = inside[0]
-    return cast("Exception", exc)
+    return cast("BaseException", exc)
 
 
 def _call_plain(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

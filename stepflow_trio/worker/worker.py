@@ -21,6 +21,7 @@ from stepflow_trio.worker.component import Component, define_component
 from stepflow_trio.worker.context import Context
 from stepflow_trio.worker.process import BLOCKED_GRACE_S, allow_many_descriptors, ending_signals
 from stepflow_trio.worker.session import Session
+from stepflow_trio.worker.threads import MAX_THREADS, ThreadPool
 
 if TYPE_CHECKING:
     from stepflow_trio.protocol.dialects import Hello
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from stepflow_trio.worker.blob_client import BlobClients
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-MAX_THREADS = 40
-"""Components in plain functions that run at once: as many as trio's own pool. Most of them wait for
-something; and one that waits for a run keeps its place, which a step of that run may need."""
 
 _log = logging.getLogger("stepflow_trio.worker")
 
@@ -55,7 +52,9 @@ class Worker:
             return a + b
 
     Args:
-        max_threads: components in plain functions that run at once; the others wait.
+        max_threads: components in plain functions that run at once; the others wait. One that waits for the
+            runtime is not counted. Beyond 1,000 more threads, an execution that needs one is refused
+            (−32304).
         limits: the bounds of each connection.
         debug: send tracebacks of failed components to the runtime.
     """
@@ -64,7 +63,7 @@ class Worker:
         self, *, max_threads: int = MAX_THREADS, limits: Limits | None = None, debug: bool = False
     ) -> None:
         self._components: PathTable[Component] = PathTable()
-        self._threads = trio.CapacityLimiter(max_threads)
+        self._threads = ThreadPool(max_threads)
         self._limits = limits or Limits()
         self._debug = debug
 

@@ -17,7 +17,7 @@ from test_cli_progress import item_ended, run_started
 
 from stepflow_trio.cli.batch_output import BatchOutput, open_batch_output
 from stepflow_trio.errors import StepflowError
-from stepflow_trio.flows.results import Success
+from stepflow_trio.flows.results import FlowResult, Success
 
 Start = Callable[..., Started]
 WriteFlow = Callable[..., Path]
@@ -85,11 +85,14 @@ def test_at_every_moment_the_finished_prefix_can_be_written(order: list[int], en
     reading, writing = os.pipe()
     try:
         output = BatchOutput(writing, None)
+        results: list[FlowResult | None] = [None] * 6
+        output.results = results
         output.observe(run_started("r", items=6))
         output.observe(run_started("sub", items=6))
         for index in order[:ended]:
             output.observe(item_ended("sub", index, Success("of another run")))
-            output.observe(item_ended("r", index, Success(index)))
+            results[index] = Success(index)
+            output.observe(item_ended("r", index, Success("without its secrets")))
         output.finish()
         prefix = next(n for n in range(7) if n not in order[:ended])
         assert output.lines_written == prefix
@@ -110,8 +113,9 @@ async def test_a_reader_that_takes_nothing_holds_up_neither_the_run_nor_its_canc
     parts: list[bytes] = []
     try:
         output = BatchOutput(writing, None)
+        output.results = [Success(text)]
         output.observe(run_started("r"))
-        output.observe(item_ended("r", 0, Success(text)))
+        output.observe(item_ended("r", 0, Success("without its secrets")))
         with trio.move_on_after(0.05):
             await output.keep_writing()
         assert output.lines_written == 0

@@ -42,7 +42,8 @@ def said(
     failures = Failures(flow, input_lines=lines, quiet=quiet)
     for event in events:
         failures.observe(event)
-    return failures.message(results)
+    why = failures.why(results)
+    return None if why is None else why.text
 
 
 def test_the_step_is_the_one_whose_error_is_the_run_s(flow_of_two: Flow) -> None:

@@ -66,7 +66,7 @@ def project(tmp_path: Path) -> Path:
         (["--config", "config.yml"], "config.yml:3:11: ", 'did you mean "builtin"?'),
         (["--config", "unset.yml"], "unset.yml:5:14: ", "NO_SUCH_THING is not set"),
         (["--input", "none.json"], "none.json: error: the file cannot be read: No such file", ""),
-        (["--input", "in.json"], "in.json:3:14: error: this is not JSON", '"b": [1, 2,]\n'),
+        (["--input", "in.json"], "in.json:3:13: error: this is not JSON", '"b": [1, 2,]\n'),
         (["--input", "nan.json"], "nan.json:1:13: error: JSON has no nan", "$.a.b"),
         (["--input", "twice.json"], 'twice.json:2:2: error: the key "a" is already in line 1', ""),
         (["--input", "bad.yaml"], "bad.yaml:3:1: error: ", ""),
@@ -109,9 +109,14 @@ def test_an_empty_stdin_is_no_input(cli_here: Cli, project: Path, stdin: str) ->
     ("arguments", "says"),
     [
         (["rnu"], "No such command 'rnu'."),
-        (["run"], "Missing option '--flow'."),
+        (["run"], "Missing argument 'FLOW'."),
         (["run", "--flwo", "x"], "No such option '--flwo'. Did you mean '--flow'?"),
-        (["run", "--flow", "x", "y"], "Got unexpected extra argument (y)"),
+        (["run", "--flow", "x", "y"], "FLOW and --flow name the flow twice."),
+        (["run", "x", "y"], "Got unexpected extra argument (y)"),
+        (["run", "x", "--timeout", "0"], "0.0 is not in the range x>0."),
+        (["run", "x", "--overrides-json", "{}", "--overrides", "y"], "--overrides and --overrides-json"),
+        (["serve", "--config", "x", "--config-stdin"], "--config and --config-stdin exclude each other."),
+        (["worker", "x", "--port", "1"], "--port goes with --http."),
         (["run", "--flow", "x", "--flow", "y"], "'--flow': given 2 times"),
         (["run", "--flow", "x", "--input", "a", "--input", "a"], "'--input': given 2 times"),
         (["run", "--flow", "x", "--input", "a", "--input-json", "1"], "--input and --input-json exclude"),
@@ -190,7 +195,7 @@ def test_what_nobody_reads_in_a_configuration_is_always_said(
     config.write_text(text, encoding="utf-8")
     ran = cli("run", *options, "--flow", project / "good.yaml", "--config", config, "--input-json", "1")
     assert ran.code == 0
-    assert f"{config}:8:5: plugins.crew.arguments: is ignored" in ran.stderr
+    assert f"{config}:8:5: warning: plugins.crew.arguments: is ignored" in ran.stderr
 
 
 def test_a_configuration_beside_the_flow_counts_before_the_one_here(cli: Cli, project: Path) -> None:
@@ -200,7 +205,7 @@ def test_a_configuration_beside_the_flow_counts_before_the_one_here(cli: Cli, pr
     (here / "stepflow-config.yml").write_text("plugins: {}\nroutes: {}\n", encoding="utf-8")
     ran = cli("run", "--flow", "../good.yaml", "--input-json", "1", cwd=here)
     assert ran.code == 2
-    assert "../stepflow-config.yml:1:10: plugins: " in ran.stderr
+    assert "../stepflow-config.yml:1:10: error: plugins: " in ran.stderr
     (project / "stepflow-config.yml").unlink()
     ran = cli("run", "--flow", "../good.yaml", "--input-json", "1", cwd=here)
     assert ran.code == 2

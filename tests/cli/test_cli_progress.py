@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -74,8 +75,12 @@ def run_ended(run_id: str, status: str) -> RunEnded:
     return RunEnded(run_id=run_id, at=NOW, status=status)
 
 
-def progressed(run_id: str, step_id: str, fraction: float, message: str = "") -> StepProgressed:
-    return StepProgressed(run_id=run_id, step_id=step_id, fraction=fraction, message=message)
+def progressed(
+    run_id: str, step_id: str, fraction: float, message: str = "", item: int = 0
+) -> StepProgressed:
+    return StepProgressed(
+        run_id=run_id, item_index=item, at=NOW, step_id=step_id, fraction=fraction, message=message
+    )
 
 
 def logged(capsys: pytest.CaptureFixture[str], *events: Event | float) -> list[str]:
@@ -173,16 +178,15 @@ def test_runs_that_components_submit_are_told_from_the_command_s_own(
     ]
 
 
-def test_progress_that_may_belong_to_several_items_belongs_to_none() -> None:
+def test_progress_belongs_to_the_step_of_its_item() -> None:
     state = RunState()
-    state.take_run(run_started("r1", items=2))
+    state.take_run(run_started("r1", items=3))
     first = state.take_step(step_started("r1", "a", 0))
-    assert state.take_step(progressed("r1", "a", 0.5)) is first
     second = state.take_step(step_started("r1", "a", 1))
-    assert state.take_step(progressed("r1", "a", 0.7)) is None
-    state.take_step(step_ended("r1", "a", 0))
-    assert state.take_step(progressed("r1", "a", 0.7)) is second
-    assert (first and first.fraction, second and second.fraction) == (0.5, 0.7)
+    assert state.take_step(progressed("r1", "a", 0.5, item=1)) is second
+    assert state.take_step(progressed("r1", "a", 0.7, item=0)) is first
+    assert state.take_step(progressed("r1", "a", 0.9, item=2)) is None
+    assert (first and first.fraction, second and second.fraction) == (0.7, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,6 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     state.take_run(run_ended("r1", "completed"))
     assert not state.steps
     assert not state._runs
-    assert not state._same_step
 
 
 def test_the_package_s_warnings_are_shown_and_their_tracebacks_are_not(
@@ -266,3 +269,35 @@ def test_durations_have_the_precision_that_is_of_use(seconds: float, shown: str)
 
 def test_things_are_counted() -> None:
     assert (count(1, "item"), count(0, "item"), count(1200, "item")) == ("1 item", "0 items", "1,200 items")
+
+
+def test_of_a_large_batch_the_log_has_the_first_failures_and_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    events: list[Event | float] = [run_started("r1", items=1000)]
+    for item in range(1000):
+        result = BROKEN if item < 30 else DONE
+        events += [step_started("r1", "a", item), step_ended("r1", "a", item, result), 0.1]
+        events += [item_ended("r1", item, result)]
+    lines = logged(capsys, *events, run_ended("r1", "failed"))
+    failures = [line for line in lines if "(code -32100)" in line]
+    assert len(failures) == 20
+    assert failures[-1].endswith("broken (code -32100); further failures are only counted")
+    at = r"\[ +\d+\.\d+ s\] run at \d+ of 1,000 items, 30 failed, 10/s, [\w. ]+ left"
+    assert 20 < sum(re.fullmatch(at, line) is not None for line in lines) < 40
+    assert 30 < len(lines) < 70
+    assert lines[-1] == "[  100.00 s] run failed: 1,000 of 1,000 items, 30 failed, 10/s"
+
+
+def test_the_time_that_is_left_is_what_the_rest_takes_at_the_rate_so_far() -> None:
+    clock = Clock()
+    state = RunState(clock=clock)
+    clock.seconds += 5.0
+    run = state.take_run(run_started("r1", items=8))
+    assert run is not None
+    clock.seconds += 0.4
+    state.take_run(item_ended("r1", 0))
+    assert state.batch_summary(run) == "1 of 8 items"
+    clock.seconds += 3.6
+    state.take_run(item_ended("r1", 1, BROKEN))
+    assert state.batch_summary(run) == "2 of 8 items, 1 failed, 0.5/s, 12.0 s left"

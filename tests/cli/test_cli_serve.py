@@ -201,3 +201,96 @@ def test_a_flow_that_the_server_cannot_run_is_said(cli: Cli, flow: WriteFlow, se
     assert ran.code in (1, 2)
     assert ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_each_run_is_logged_with_its_own_id_when_it_starts_and_when_it_ends(
+    cli: Cli, start: Start, flow: WriteFlow
+) -> None:
+    server = Server(start("serve", "--port", "0", "--config", CONFIG, "--json"))
+    ran = cli("submit", flow("/crew/echo", "{ value: 1 }"), "--url", server.url, "--input-json", "1", "-q")
+    assert (ran.code, ran.stderr) == (0, "")
+    refused = cli("submit", flow("/crew/refuse"), "--url", server.url, "--input-json", "1", "-q")
+    assert refused.code == 1
+    server.started.signal_until_over(signal.SIGTERM)
+    said = [json.loads(line) for line in server.started.finish().stderr.splitlines()]
+    runs: dict[str, str] = {}
+    for one in said:
+        if one.get("event") == "run_started":
+            runs[one["run_id"]] = ""
+            assert one["total_items"] == 1
+        elif one.get("event") == "run_ended":
+            assert runs[one["run_id"]] == ""
+            runs[one["run_id"]] = one["status"]
+    assert sorted(runs.values()) == ["completed", "failed"]
+    assert "serving" in {one.get("event") for one in said}
+
+
+@pytest.mark.parametrize(
+    ("level", "runs", "steps"), [("debug", 2, 2), ("info", 2, 0), ("WARNING", 0, 0), ("error", 0, 0)]
+)
+def test_a_server_says_what_its_log_level_lets_through(
+    cli: Cli, start: Start, flow: WriteFlow, level: str, runs: int, steps: int
+) -> None:
+    environ = {
+        **os.environ,
+        "STEPFLOW_LOG_LEVEL": level,
+        "STEPFLOW_PORT": "0",
+        "STEPFLOW_CONFIG": str(CONFIG),
+    }
+    server = Server(start("serve", env=environ))
+    assert (
+        cli("submit", flow("/crew/echo", "{ value: 1 }"), "--url", server.url, "--input-json", "1").code == 0
+    )
+    [run] = server.runs()
+    server.started.signal_until_over(signal.SIGTERM)
+    lines = server.started.finish().stderr.splitlines()
+    assert len([line for line in lines if line.startswith(f"run {run['runId']} item 0 step only ")]) == steps
+    of_run = [line for line in lines if line.startswith(f"run {run['runId']}") and " step " not in line]
+    assert (
+        of_run
+        == [
+            f"run {run['runId']} started: flow test, 1 item",
+            f"run {run['runId']} completed",
+        ][:runs]
+    )
+
+
+def test_a_configuration_can_come_from_stdin(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    text = {"plugins": {"b": {"type": "builtin"}}, "routes": {"/b/{*component}": [{"plugin": "b"}]}}
+    config.write_text(json.dumps(text), encoding="utf-8")
+    with config.open("rb") as stdin:
+        environ = {**os.environ, "STEPFLOW_CONFIG": "none.yml"}
+        server = Server(start("serve", "--config-stdin", "--port", "0", stdin=stdin, env=environ))
+    components = {each["component"] for each in server.get("/components")[1]["components"]}
+    assert "/b/put_blob" in components
+    assert not any(component.startswith("/builtin") for component in components)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("STEPFLOW_PORT", "many", "'--port': STEPFLOW_PORT: 'many' is not a valid integer"),
+        ("STEPFLOW_PORT", "70000", "STEPFLOW_PORT: 70000 is not in the range"),
+        ("STEPFLOW_LOG_LEVEL", "loud", "STEPFLOW_LOG_LEVEL: 'loud' is not one of 'debug', 'info'"),
+        ("STEPFLOW_CONFIG", "none.yml", "none.yml: the configuration cannot be read"),
+    ],
+)
+def test_what_the_environment_says_wrongly_is_named(
+    cli_here: Cli, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    ran = cli_here("serve")
+    assert (ran.code, ran.stdout) == (2, "")
+    assert says in ran.stderr
+
+
+def test_overrides_reach_the_server(cli: Cli, flow: WriteFlow, server: Server) -> None:
+    overrides = '{"steps": {"only": {"value": {"component": "/crew/echo", "input": {"value": 5}}}}}'
+    submit = ["submit", flow("/crew/refuse"), "--url", server.url, "--input-json", "1", "-q"]
+    ran = cli(*submit, "--overrides-json", overrides)
+    assert (ran.code, ran.stdout) == (0, '{"outcome":"success","result":5}\n')
+    ran = cli(*submit, "--overrides-json", overrides.replace("only", "onyl"))
+    assert ran.code == 2
+    assert 'did you mean "only"?' in ran.stderr
+    assert len(server.runs()) == 1

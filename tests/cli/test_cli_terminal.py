@@ -147,7 +147,7 @@ def test_more_running_steps_than_rows_are_counted(
     inputs = tmp_path / "inputs.jsonl"
     inputs.write_text("1\n" * 50, encoding="utf-8")
     shown = terminal("run", "--flow", flow("/crew/wait"), "--config", CONFIG, "--inputs", inputs, rows=12)
-    shown.wait_for(r"input line \d+: only +\d+\.\d+ s +/crew/wait[^\n]*\r\n +and 43 more steps")
+    shown.wait_for(r"input line \d+: only +\d+\.\d+ s +/crew/wait[^\n]*\r\n +and 44 more steps\r\n +━+ +0%")
     shown.wait_for(r"0 of 50 items; 0 steps done, 50 running")
     shown.type("\x03")
     assert shown.finish() == 130
@@ -178,3 +178,17 @@ def test_without_an_input_a_terminal_is_asked_for_one_and_not_read(
     shown = terminal("run", "--flow", flow("/crew/wait"), "--config", CONFIG)
     assert shown.finish() == 2
     assert "There is no input: give --input, --input-json or --input-yaml, or pipe it in." in shown.output
+
+
+def test_a_batch_has_a_bar_its_rate_and_the_time_that_is_left(
+    terminal: Callable[..., Terminal], flow: WriteFlow, tmp_path: Path
+) -> None:
+    inputs = tmp_path / "inputs.jsonl"
+    inputs.write_text("false\n" * 30 + "true\n" + "null\n" * 9, encoding="utf-8")
+    given = flow("/crew/wait_if", "{ wait: { $input: $ } }")
+    shown = terminal("run", given, "--config", CONFIG, "--inputs", inputs, "--output", tmp_path / "out")
+    shown.wait_for(r" +━+[╸╺]*━* +97%\r\n +39 of 40 items, 9 failed, [\d.]+/s, \d+\.\d\d s left; 39 steps")
+    shown.type("\x03")
+    assert shown.finish() == 130
+    assert "input line 31: only" in ESCAPE_SEQUENCE.sub("", shown.output)
+    assert "39 of 40 results" not in shown.output, "the one behind which they wait is the 31st"

@@ -52,7 +52,8 @@ def test_everything_can_be_had_as_json(cli: Cli, flow: WriteFlow, checked: list[
     [warning] = said["diagnostics"]
     assert (warning["kind"], warning["code"], warning["level"]) == ("missingVariableSchema", 1004, "warning")
     assert warning["place"] == {"source": str(given), "line": 6, "column": 34}
-    assert said["configuration"] == {"errors": [], "warnings": [], "unavailable": []}
+    nothing = {"diagnostics": [], "numFatal": 0, "numError": 0, "numWarning": 0}
+    assert said["configuration"] == {**nothing, "unavailable": []}
 
 
 def test_json_says_what_is_wrong_with_the_configuration(cli: Cli, flow: WriteFlow, tmp_path: Path) -> None:
@@ -60,8 +61,9 @@ def test_json_says_what_is_wrong_with_the_configuration(cli: Cli, flow: WriteFlo
     config.write_text("plugins: 1\n", encoding="utf-8")
     ran = cli("validate", flow("/crew/echo"), "--json", "--config", config)
     assert ran.code == 2
-    [error] = json.loads(ran.stdout)["configuration"]["errors"]
-    assert f"{config}:1:10: " in error
+    error, wrong = json.loads(ran.stdout)["configuration"]["diagnostics"]
+    assert (error["kind"], error["code"]) == ("missingField", 3904)
+    assert wrong["place"] == {"source": str(config), "line": 1, "column": 10}
 
 
 def test_a_worker_that_cannot_be_asked_makes_the_check_incomplete(

@@ -170,7 +170,7 @@ def test_a_png_is_not_written_to_a_terminal(flow: WriteFlow, monkeypatch: pytest
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(Unusable, match="name a file with --output"):
         visualize.draw_flow(
-            str(flow("/crew/echo")), format="png", output=None, overwrites=False, details=True
+            str(flow("/crew/echo")), format="png", output=None, overwrites=False, details=True, servers=True
         )
 
 
@@ -178,3 +178,15 @@ def test_two_of_one_option_are_refused(cli_here: Cli, flow: WriteFlow) -> None:
     ran = cli_here("visualize", flow("/crew/echo"), "--output", "a.svg", "--output", "b.svg")
     assert ran.code == 2
     assert "given 2 times" in ran.stderr
+
+
+@pytest.mark.parametrize("format", ["svg", "dot", "mermaid"])
+def test_without_servers_no_step_says_what_it_calls(
+    cli_here: Callable[..., Finished], flow: Callable[..., Path], format: str
+) -> None:
+    given = flow("/crew/echo", "{ value: { $input: $.deep } }")
+    assert "/crew/echo" in cli_here("visualize", given, "--format", format).stdout
+    drawn = cli_here("visualize", "--flow", given, "--format", format, "--no-servers").stdout
+    assert "crew" not in drawn
+    assert "only" in drawn
+    assert "deep" in drawn

@@ -100,6 +100,12 @@ def test_the_flow_id_is_the_sha256_of_the_compact_normal_form():
     assert flow_id(read_flow(FULL)) == hashlib.sha256(text).hexdigest()
 
 
+def test_the_flow_id_spells_numbers_as_the_public_releases_do():
+    text = '{"steps":[{"id":"a","component":"/x","input":1e+16}],"output":{"$step":"a"}}'
+    value = {"steps": [{"id": "a", "component": "/x", "input": 1e16}], "output": {"$step": "a"}}
+    assert flow_id(flow_from_json(value)) == hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_the_hash_of_a_known_value_is_the_public_releases():
     # A blob's id, published in a test flow of the public releases: the same hash of the same encoding.
     value = {

@@ -150,20 +150,28 @@ def test_a_step_whose_input_fails_fails_without_running():
 
 
 @pytest.mark.parametrize("default", [{"defaultValue": {"x": 1}}, {}])
-def test_use_default_turns_every_failure_into_the_default(default):
-    on_error = {"action": "useDefault", **default}
+def test_use_default_turns_whatever_the_execution_failed_with_into_the_default(default):
+    plan = plan_of(ref("a"), step("a", onError={"action": "useDefault", **default}))
+    ready(plan)
+    plan.record("a", Failed(FlowError(-32300, "worker died")))
+    value = default.get("defaultValue")
+    assert plan.result == plan.result_of("a") == Success(value)
+    assert plan.statuses() == {"a": StepStatus.COMPLETED}
+
+
+def test_use_default_does_not_hide_that_the_input_could_not_be_had():
+    on_error = {"action": "useDefault", "defaultValue": 1}
     plan = plan_of(
-        {"a": ref("a"), "b": ref("b")},
+        {"$if": ref("a"), "then": "a", "else": ref("c")},
         step("a", {"$input": "$.gone"}, onError=on_error),
-        step("b", onError=on_error),
+        step("b"),
+        step("c", ref("b"), onError=on_error),
         input={},
     )
     assert list(ready(plan)) == ["b"]
-    plan.record("b", Failed(FlowError(-32300, "worker died")))
-    value = default.get("defaultValue")
-    assert plan.result == Success({"a": value, "b": value})
-    assert plan.result_of("b") == Success(value)
-    assert set(plan.statuses().values()) == {StepStatus.COMPLETED}
+    plan.record("b", Failed(BOOM))
+    assert plan.result == Failed(BOOM)
+    assert set(plan.statuses().values()) == {StepStatus.FAILED}
 
 
 def test_retry_is_the_executors_affair_and_the_recorded_failure_is_final():

@@ -46,10 +46,10 @@ class Reference:
                 self.value(step["input"])
                 self.executed.add(name)
                 result = self.outcomes[name]
+                if isinstance(result, Failed) and step.get("onError", {}).get("action") == "useDefault":
+                    result = Success(step["onError"].get("defaultValue"))
             except Failure as failure:
                 result = Failed(failure.error)
-            if isinstance(result, Failed) and step.get("onError", {}).get("action") == "useDefault":
-                result = Success(step["onError"].get("defaultValue"))
             self.settled[name] = result
         return self.settled[name]
 

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from stepflow_trio.errors import RemoteProtocolError
+from stepflow_trio.errors import ErrorCode, RemoteProtocolError
 from stepflow_trio.flows.results import Failed, FlowError, Success, flow_result_from_json
 
 
@@ -21,6 +21,11 @@ def test_a_result_is_written_and_read_back(result, written):
     assert result.to_json() == written
     assert flow_result_from_json(written) == result
     assert msgspec.json.decode(msgspec.json.encode(result)) == written
+
+
+def test_a_code_of_ours_is_written_as_json_s_integer():
+    written = Failed(FlowError(ErrorCode.BAD_REQUEST, "no")).to_json()
+    assert type(written["error"]["code"]) is int
 
 
 def test_unknown_fields_of_a_result_are_ignored():

@@ -305,16 +305,18 @@ def paths_of(value, path=()):
 
 @given(JSON.filter(lambda value: isinstance(value, dict) and value))
 def test_the_place_of_every_value_in_json_text_is_where_that_value_starts(value):
-    source = read_source(json.dumps(value, indent=1), name="f.json")
+    text = json.dumps(value, indent=1)
+    source = read_source(text, name="f.json")
+    lines = text.split("\n")
     for path in paths_of(value):
         place = source.place(path)
         inner = value
         for part in path:
             inner = inner[part]
-        assert place.excerpt[place.column - 1 :].startswith(json.dumps(inner)[:1])
+        assert lines[place.line - 1].startswith(json.dumps(inner)[:1], place.column - 1)
         if path and isinstance(path[-1], str):
             key = source.place(path, at_key=True)
-            assert key.excerpt[key.column - 1 :].startswith(json.dumps(path[-1]) + ":")
+            assert lines[key.line - 1].startswith(json.dumps(path[-1]) + ":", key.column - 1)
 
 
 def test_places_in_yaml_are_those_of_keys_values_and_anchored_content():
@@ -386,3 +388,27 @@ def test_a_text_in_one_long_line_is_not_copied_for_every_finding() -> None:
     assert len(caught.value.diagnostics) >= 200
     assert all(len(found.place.excerpt) <= 10_000 for found in caught.value.diagnostics)
     assert all(found.place.column > 1 for found in caught.value.diagnostics)
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [('{"a": 1,}', 8), ("[1 , ]", 4), ('{"a": [1,\n]}', 9), ('[{"a": 1,}, 2]', 9)],
+)
+def test_a_comma_after_the_last_member_is_pointed_at(text, column):
+    with pytest.raises(FlowInvalid) as caught:
+        read_source(text, name="f.json")
+    [found] = caught.value.diagnostics
+    assert found.message == "this is not JSON: there is a comma after the last member"
+    assert (found.place.line, found.place.column) == (1, column)
+
+
+def test_a_part_of_a_source_has_its_own_paths_and_the_places_of_the_whole():
+    whole = read_source("a:\n  - {b: {c: 1, c: 2}}\nx: 1\n", name="f.yaml")
+    part = whole.part(("a", 0, "b"))
+    assert part.value == {"c": 2}
+    assert str(part.place(())) == "f.yaml:2:9"
+    assert str(part.place(("c",))) == str(whole.place(("a", 0, "b", "c")))
+    (repeated,) = part.diagnostics
+    assert (repeated.path, repeated.place) == (("c",), whole.diagnostics[0].place)
+    assert whole.part(("x",)).diagnostics == ()
+    assert whole.part(()) is whole

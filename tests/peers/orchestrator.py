@@ -145,15 +145,16 @@ def is_gone(pid: int, *, within_s: float) -> bool:
 
 @contextmanager
 def open_orchestrator(
-    release: str, directory: Path, config: Mapping[str, Any], *, leaves: bool = False
+    release: str, directory: Path, config: Mapping[str, Any] | Path, *, leaves: bool = False
 ) -> Generator[Orchestrator]:
-    """A server of this release with this configuration, its log below ``directory``.
+    """A server of this release with this configuration, or that of a file, its log below ``directory``.
 
     No process of it is left in the end; unless ``leaves``, it must have ended all of its own by itself.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    configuration = directory / "stepflow-config.json"
-    configuration.write_text(json.dumps(config))
+    configuration = config if isinstance(config, Path) else directory / "stepflow-config.json"
+    if not isinstance(config, Path):
+        configuration.write_text(json.dumps(config))
     log = directory / "log"
     command = [str(server_binary(release)), "--port", "0", "--config", str(configuration)]
     command += ["--log-destination", "file", "--log-file", str(log), "--other-log-level", "warn"]

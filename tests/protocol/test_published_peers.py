@@ -143,9 +143,15 @@ def test_every_frame_is_valid_by_the_published_schema(dialect: Dialect) -> None:
 
 
 @needs_schemas
-def test_our_error_codes_are_the_published_ones_and_two_of_our_own() -> None:
+def test_our_error_codes_are_the_published_ones_and_five_of_our_own() -> None:
     codes = set(published(Dialect.V0_11)["$defs"]["ErrorCode"]["enum"])
-    assert {int(code) for code in ErrorCode} - codes == {ErrorCode.OVERLOADED, ErrorCode.REQUEST_CANCELLED}
+    assert {int(code) for code in ErrorCode} - codes == {
+        ErrorCode.STEP_TIMED_OUT,
+        ErrorCode.RUN_TIMED_OUT,
+        ErrorCode.OVERLOADED,
+        ErrorCode.CONNECT_TIMED_OUT,
+        ErrorCode.REQUEST_CANCELLED,
+    }
     assert codes <= {int(code) for code in ErrorCode}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio import ComponentError, Context
 from stepflow_trio.protocol.sse import COMMENT_PING
+from stepflow_trio.runtime.rest_api import RestApi
 from stepflow_trio.runtime.rest_api.events import WRITE_BYTES
 from stepflow_trio.runtime.run_history import EVENTS_AT_ONCE
 from stepflow_trio.testing import Cancellable, cancel_everywhere
@@ -126,6 +127,104 @@ async def test_wherever_a_stream_is_cut_the_rest_is_the_rest(
         assert events_of(by_header.body) == events_of(by_query.body) == whole[dropped_at:]
     both = await client.call("GET", f"{path}?after=0", headers=last_event(dropped_at))
     assert both.body == by_header.body, "a browser that comes back asks for the same URL"
+
+
+# ---- progress -------------------------------------------------------------------------------------------
+
+
+def add_report(client: Client) -> None:
+    @client.stage.component
+    async def report(seconds: float, context: Context) -> float:
+        context.progress(0.25, f"{seconds:g} s to go")
+        await trio.sleep(seconds)
+        context.progress(0.75)
+        await trio.sleep(seconds)
+        return seconds
+
+
+REPORT = one_step("/w/report", {"seconds": {"$input": "$"}})
+
+
+async def test_progress_is_in_the_stream_between_the_beginning_and_the_end_of_its_step(
+    client: Client, autojump_clock: Any
+) -> None:
+    add_report(client)
+    run = await client.submit(REPORT, 1, 10, maxConcurrency=1)
+    seen = [
+        (each.get("seq"), each["type"], each.get("itemIndex"), each.get("fraction"), each.get("message"))
+        for each in events_of((await client.call("GET", f"/runs/{run['runId']}/events")).body)
+    ]
+    assert seen == [
+        (1, "runStarted", None, None, None),
+        (2, "stepStarted", 0, None, None),
+        (None, "stepProgressed", 0, 0.25, "1 s to go"),
+        (None, "stepProgressed", 0, 0.75, None),
+        (3, "stepEnded", 0, None, None),
+        (4, "itemEnded", 0, None, None),
+        (5, "stepStarted", 1, None, None),
+        (None, "stepProgressed", 1, 0.25, "10 s to go"),
+        (None, "stepProgressed", 1, 0.75, None),
+        (6, "stepEnded", 1, None, None),
+        (7, "itemEnded", 1, None, None),
+        (8, "runEnded", None, None, None),
+    ]
+
+
+async def test_progress_has_no_id_so_that_a_stream_is_taken_up_behind_what_is_on_record(
+    client: Client, autojump_clock: Any
+) -> None:
+    add_report(client)
+    run = await client.submit(REPORT, 5)
+    path = f"/runs/{run['runId']}/events"
+    async with client.exchange("GET", path) as stream:
+        first = [await stream.event() for _ in range(3)]
+        head = stream.reply.body
+    assert [(each.type, each.id) for each in first if each] == [
+        ("runStarted", "1"),
+        ("stepStarted", "2"),
+        ("stepProgressed", "2"),
+    ]
+    assert head.count(b"id: ") == 2
+    await trio.sleep(7)
+    async with client.exchange("GET", path, headers=last_event(2)) as stream:
+        rest: list[Any] = []
+        while (event := await stream.event()) is not None:
+            rest.append(json.loads(event.data))
+    assert [each["type"] for each in rest] == ["stepProgressed", "stepEnded", "itemEnded", "runEnded"]
+    assert rest[0]["fraction"] == 0.75, "how far it is now, and not what was missed"
+    later = await client.call("GET", path, headers=last_event(2))
+    assert [each["type"] for each in events_of(later.body)] == ["stepEnded", "itemEnded", "runEnded"]
+
+
+async def test_a_slow_reader_of_a_busy_run_gets_little_and_the_latest(
+    client: Client, autojump_clock: Any
+) -> None:
+    @client.stage.component
+    async def busy(context: Context) -> None:
+        for number in range(2000):
+            context.progress(number / 2000, "m" * 500)
+            await trio.sleep(0.01)
+
+    run = await client.submit(one_step("/w/busy", {}), *range(5))
+    async with client.exchange("GET", f"/runs/{run['runId']}/events") as stream:
+        for _ in range(6):
+            assert await stream.event() is not None
+        before = len(stream.reply.body)
+        stream.blocks_sends = trio.Event()
+        await trio.sleep(15)
+        stream.blocks_sends.set()
+        stream.blocks_sends = None
+        reports: list[Any] = []
+        while len(reports) < 10:
+            event = await stream.event()
+            assert event is not None
+            reports.append(json.loads(event.data))
+        assert len(stream.reply.body) - before < 10_000
+    assert reports[-1]["fraction"] > 0.74
+    assert {each["itemIndex"] for each in reports[-5:]} == {0, 1, 2, 3, 4}
+
+
+# ---- many, slow and leaving readers ---------------------------------------------------------------------
 
 
 async def test_many_readers_see_the_same(client: Client, autojump_clock: Any) -> None:
@@ -245,6 +344,28 @@ async def test_a_stream_ends_where_the_run_s_end_cannot_be_recorded(autojump_clo
                 kinds.append(event.type)
             assert trio.current_time() == 1, "at once"
     assert kinds == ["itemEnded"]
+
+
+async def test_when_the_server_is_about_to_stop_its_streams_end_at_once_and_in_order(
+    client: Client, autojump_clock: Any
+) -> None:
+    api = cast("RestApi", client.app)
+    run = await client.submit(WAIT, "x")
+    path = f"/runs/{run['runId']}/events"
+    async with client.exchange("GET", path) as stream, client.exchange("GET", f"{path}?after=2") as other:
+        seen = [await stream.event() for _ in range(2)]
+        assert await other.chunk() == b""
+        await wait_all_tasks_blocked()
+        await api.drain()
+        assert await stream.event() is None
+        assert await other.event() is None
+        await stream.ended.wait()
+        await other.ended.wait()
+        assert trio.current_time() == 0
+    assert [each.id for each in seen if each] == ["1", "2"]
+    assert events_of((await client.call("GET", path)).body) == [], "also one that is opened now"
+    client.stage.release.set()
+    assert (await client.get(f"/runs/{run['runId']}?wait=true"))["status"] == "completed"
 
 
 def test_a_reader_cancelled_anywhere_loses_and_repeats_nothing() -> None:

@@ -210,7 +210,8 @@ def test_whatever_a_body_says_the_answer_is_described_and_no_fault_of_ours(
 
 QUERIES = st.dictionaries(
     st.sampled_from(["status", "flowName", "rootRunId", "limit", "offset", "maxDepth", "rootsOnly", "after",
-                     "wait", "timeoutSecs", "itemIndex", "includeSchemas", "other"]),
+                     "wait", "timeoutSecs", "itemIndex", "itemLimit", "itemOffset", "includeSchemas",
+                     "other"]),
     st.text(max_size=12) | st.integers().map(str),
     max_size=5,
 )  # fmt: skip

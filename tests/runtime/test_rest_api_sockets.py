@@ -119,6 +119,31 @@ async def test_a_client_that_leaves_a_stream_or_a_wait_is_noticed(host: HostName
         stage.release.set()
 
 
+async def test_an_open_stream_ends_in_order_and_does_not_hold_up_the_end_of_its_server(
+    host: HostName,
+) -> None:
+    stage, chunks = Stage(), list[bytes]()
+
+    async def read(url: str, task_status: trio.TaskStatus[None]) -> None:
+        async with open_http_client(url) as client:
+            run = await start_run(client, one_step("/w/wait", {"name": "x"}), None)
+            await stage.has_begun.wait()
+            async with client.request("GET", f"/api/v1/runs/{run['runId']}/events?after=2") as stream:
+                task_status.started()
+                while chunk := await stream.receive_some():
+                    chunks.append(chunk)
+                chunks.append(b"the end")
+
+    with trio.fail_after(60):
+        async with open_runtime(workers={"w": stage.worker}) as runtime, trio.open_nursery() as nursery:
+            api, limits = RestApi(runtime), HttpServerLimits(drain_s=40)
+            async with open_http_host(api, host=host, limits=limits, drain=api.drain) as found:
+                await nursery.start(read, found.url)
+                began = trio.current_time()
+            assert trio.current_time() - began < 20
+    assert chunks[-1] == b"the end"
+
+
 async def test_a_body_that_is_too_large_is_refused_and_the_connection_goes_on(host: HostName) -> None:
     async with serving(host, Stage(), max_json_bytes=10_000) as (client, _):
         for _ in range(2):

@@ -37,8 +37,8 @@ from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime.config import (
     BuiltinPluginConfig,
     Config,
+    McpPluginConfig,
     StdioPluginConfig,
-    UnsupportedPluginConfig,
 )
 from stepflow_trio.runtime.events import (
     ItemEnded,
@@ -240,7 +240,7 @@ async def test_events_tell_a_run_s_story_in_order(autojump_clock: Any, stage: St
             root_run_id=run_id,
         ),
         StepStarted(run_id=run_id, item_index=0, at=at, step_id="a", component="/w/half", attempt=1),
-        StepProgressed(run_id=run_id, step_id="a", fraction=0.5, message="half"),
+        StepProgressed(run_id=run_id, item_index=0, at=at, step_id="a", fraction=0.5, message="half"),
         StepEnded(run_id=run_id, item_index=0, at=at, step_id="a", result=Success(None)),
         StepStarted(run_id=run_id, item_index=0, at=at, step_id="b", component="/w/echo", attempt=1),
         StepEnded(run_id=run_id, item_index=0, at=at, step_id="b", result=Success(None)),
@@ -576,6 +576,7 @@ async def test_every_component_is_listed_by_its_path_with_what_the_worker_says_o
         "/builtin/iterate",
         "/builtin/load_file",
         "/builtin/map",
+        "/builtin/openai",
         "/builtin/put_blob",
         "/math/add",
     ]
@@ -596,7 +597,7 @@ async def test_a_plugin_that_does_not_work_costs_only_its_own_components_and_say
         plugins={
             "builtin": BuiltinPluginConfig(),
             "missing": StdioPluginConfig(command="no-such-program-anywhere", working_directory=tmp_path),
-            "mcp": UnsupportedPluginConfig(type="mcp", reason="mcp plugins are not supported"),
+            "mcp": McpPluginConfig(command="no-such-server", working_directory=tmp_path),
         },
         routes=(
             Route("/builtin/{*c}", (Rule(plugin="builtin"),)),
@@ -610,9 +611,10 @@ async def test_a_plugin_that_does_not_work_costs_only_its_own_components_and_say
         with pytest.raises(RunFailed, match="no-such-program-anywhere") as caught:
             await runtime.run(one_step("/missing/x"))
         assert caught.value.code == ErrorCode.SPAWN_FAILED
-        with pytest.raises(RunFailed, match="mcp plugins are not supported") as caught:
+        with pytest.raises(RunFailed, match="mcp") as caught:
             await runtime.run(one_step("/mcp/x"))
-        assert caught.value.code == ErrorCode.CONFIGURATION_ERROR
+        # Without the extra its package is what is missing.
+        assert caught.value.code in (ErrorCode.SPAWN_FAILED, ErrorCode.CONFIGURATION_ERROR)
         paths = [component.path for component in await runtime.list_components()]
         assert "/w/echo" in paths
         assert not [path for path in paths if path.startswith(("/missing", "/mcp"))]

@@ -54,6 +54,7 @@ async def test_a_step_that_takes_longer_than_the_configuration_lets_it_fails_on_
         assert (trio.current_time(), failed.code) == (2.5, ErrorCode.STEP_TIMED_OUT)
         assert failed.message == 'step "only" was not done within 2.5 s'
         assert failed.data == {"timeout_s": 2.5}
+        await trio.testing.wait_all_tasks_blocked()
         assert stage.cancelled == ["it"], "the component was left running"
         assert await runtime.run(one_step("/w/sleep", {"seconds": 2})) == 2
 

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
+from serving_stage import RUN, SPAN, execute, serving
 from trio.testing import wait_all_tasks_blocked
 
 from stepflow_trio import ComponentError, Context, Worker
-from stepflow_trio.engine import Connection, Handlers, Limits, open_connection
+from stepflow_trio.engine import Handlers, Limits, open_connection
 from stepflow_trio.errors import CallFailed, ConnectionLost, ErrorCode, LocalProtocolError
 from stepflow_trio.protocol import dialects, methods
-from stepflow_trio.protocol.payloads import ExecuteParams, Observability, ProgressParams, PutBlobResult
+from stepflow_trio.protocol.payloads import ProgressParams, PutBlobResult
 from stepflow_trio.protocol.peer import Role
+from stepflow_trio.testing import ScriptedPeer
 from stepflow_trio.transports.memory import memory_link_pair
-
-RUN = "01a1ff82-1900-78a1-9ba6-c11477158f0e"
-
-
-@asynccontextmanager
-async def serving(
-    worker: Worker, handlers: Handlers | None = None, *, hello: dict[str, Any] | None = None
-) -> AsyncGenerator[Connection]:
-    near, far = memory_link_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(worker.serve, far)
-        async with open_connection(near, handlers or Handlers(), role=Role.RUNTIME) as connection:
-            params = dialects.write_initialize_params(None) if hello is None else hello
-            welcome = dialects.read_initialize_result(await connection.call("initialize", params), "stdio")
-            connection.peer_extensions = welcome.extensions
-            await connection.notify("initialized", {})
-            yield connection
-        nursery.cancel_scope.cancel()
-
-
-async def execute(connection: Connection, component: str, input: Any, **more: Any) -> Any:
-    params = ExecuteParams(
-        component=component, input=input, observability=Observability(run_id=RUN, step_id="step"), **more
-    )
-    return (await connection.call(methods.COMPONENTS_EXECUTE, params)).output
 
 
 async def test_a_request_before_initialization_is_refused_and_initialization_still_works() -> None:
@@ -217,7 +192,10 @@ async def test_blobs_and_progress_reach_the_runtime_while_the_component_runs() -
     async with serving(worker, handlers) as connection:
         output = await execute(connection, "/store", {}, attempt=3)
     assert output == {"blob": "5e43", "run": RUN, "step": "step", "attempt": 3}
-    assert heard == [ProgressParams(step_id="step", progress=0.25, message="storing", run_id=RUN)]
+    [said] = heard
+    assert said == ProgressParams(
+        step_id="step", progress=0.25, message="storing", run_id=RUN, span_id=SPAN
+    ), "the runtime knows by the span which item it is about"
 
 
 async def test_progress_is_not_sent_to_a_runtime_that_did_not_ask_for_it() -> None:
@@ -392,25 +370,97 @@ async def test_what_is_in_flight_when_the_runtime_hangs_up_is_cancelled_after_th
     assert ended == [(60, 3)]
 
 
-@pytest.mark.parametrize("kind", ["async", "thread", "inline"])
-async def test_a_component_that_exits_fails_and_the_worker_lives_on(kind: str) -> None:
-    worker = Worker()
+class _Unheard(BaseException):
+    """Neither an Exception nor one of Python's own: the cancellations of other libraries are such."""
 
-    def leave() -> None:
-        sys.exit(3)
 
-    async def leave_async() -> None:
-        leave()
+def offer(worker: Worker, kind: str, function: Callable[[], Any]) -> None:
+    """``function`` at ``/it``, as a component of this kind."""
 
-    if kind == "async":
-        worker.add_component(leave_async, path="/leave")
+    async def in_task() -> Any:
+        return function()
+
+    async def in_nursery() -> Any:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_task)
+
+    if kind in ("async", "nursery"):
+        worker.add_component(in_task if kind == "async" else in_nursery, path="/it")
     else:
-        worker.add_component(leave, path="/leave", inline=kind == "inline")
+        worker.add_component(function, path="/it", inline=kind == "inline")
+
+
+@pytest.mark.parametrize("kind", ["async", "nursery", "thread", "inline"])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), GeneratorExit(3), _Unheard(3)],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_component_that_raises_what_ends_programs_fails_and_the_worker_lives_on(
+    kind: str, error: BaseException
+) -> None:
+    def leave() -> None:
+        raise error
+
+    worker = Worker()
+    offer(worker, kind, leave)
     async with serving(worker) as connection:
         for _ in range(2):
             with pytest.raises(CallFailed) as caught:
-                await execute(connection, "/leave", {})
-            assert (caught.value.code, caught.value.message) == (ErrorCode.COMPONENT_FAILED, "SystemExit: 3")
+                await execute(connection, "/it", {})
+            assert caught.value.code == ErrorCode.COMPONENT_FAILED
+            assert caught.value.message == f"{type(error).__name__}: 3"
+
+
+@pytest.mark.parametrize("kind", ["async", "nursery", "thread", "inline"])
+async def test_ctrl_c_in_a_component_ends_the_worker(kind: str) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    worker = Worker()
+    offer(worker, kind, interrupted)
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012 — it comes out of the worker's task
+        async with serving(worker) as connection:
+            with pytest.raises(ConnectionLost):
+                await execute(connection, "/it", {})
+    assert caught.value.subgroup(KeyboardInterrupt) is not None
+
+
+@pytest.mark.parametrize("error", [None, SystemExit, GeneratorExit, ValueError])
+async def test_what_a_cancelled_component_raises_beside_is_neither_its_answer_nor_the_end_of_its_worker(
+    autojump_clock: trio.testing.MockClock, error: type[BaseException] | None
+) -> None:
+    worker = Worker()
+
+    @worker.component
+    async def work() -> None:
+        if error is None:
+            await trio.sleep_forever()
+
+        async def raise_at_the_end() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise error or AssertionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raise_at_the_end)
+            nursery.start_soon(trio.sleep_forever)
+
+    near, far = memory_link_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.serve, far)
+        peer = ScriptedPeer(near)
+        await peer.request("initialize", dialects.write_initialize_params(None), id_=0)
+        await peer.expect_result(0)
+        await peer.notify("initialized", {})
+        for id_ in (1, 2):
+            params = {"component": "/work", "input": {}, "attempt": 1, "observability": {}}
+            await peer.request("components/execute", params, id_=id_)
+            await wait_all_tasks_blocked()
+            await peer.notify("$/cancelRequest", {"id": id_})
+            await peer.expect_error(id_, ErrorCode.REQUEST_CANCELLED)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("inline", [False, True])

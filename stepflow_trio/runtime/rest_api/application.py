@@ -69,6 +69,7 @@ class RestApi:
         self._receiving_bytes = 0
         self._blob_path = f"{API_PATH}/blobs"
         self._blobs = BlobApi(runtime.blob_store, path=self._blob_path, max_blob_bytes=max_blob_bytes)
+        self._streams = EventStreams(runtime.history)
         self._table = RouteTable(self._routes(runtime))
         self._document = codec.encode_json(
             openapi_document(self._table.routes, path=API_PATH, version=_version())
@@ -83,7 +84,7 @@ class RestApi:
             path="/runs/{run_id}/events",
             operation="get_run_events",
             summary="What happens in a run, as it happens; resumed behind `Last-Event-ID`",
-            handle=EventStreams(runtime.history).open,
+            handle=self._streams.open,
             query=EventsQuery,
             headers={"Last-Event-ID": "The id of the last event that was received."},
             answers={200: RunEventInfo, 204: None},
@@ -117,6 +118,13 @@ class RestApi:
             answers={200: GetBlobResponse},
             errors=(404,),
         )
+
+    async def drain(self) -> None:
+        """End the event streams that are open, so that they do not hold up the end of their host; for
+        ``open_http_host(…, drain=…)``. Whoever read one can go on behind the last event that he has seen.
+        """
+        self._streams.end()
+        await trio.lowlevel.checkpoint()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, for as long as the client stays."""

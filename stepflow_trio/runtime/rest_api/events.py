@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
 import trio
 
 from stepflow_trio.errors import RunNotFound
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.sse import COMMENT_PING, write_event
+from stepflow_trio.runtime.events import StepProgressed
 from stepflow_trio.runtime.rest_api.errors import ApiError
 from stepflow_trio.runtime.rest_api.payloads import EventsQuery, RunEventInfo
 from stepflow_trio.runtime.rest_api.requests import Answer, Request
-from stepflow_trio.runtime.run_history import RunHistory
-from stepflow_trio.runtime.stores import RecordedEvent
+from stepflow_trio.runtime.run_history import RunHistory, RunWatch
+from stepflow_trio.runtime.run_log import RecordedEvent
 from stepflow_trio.transports.http.asgi import Send
 
 HEARTBEAT_S = 15.0
@@ -30,16 +34,16 @@ _MAX_DIGITS = 18
 
 
 class EventStream:
-    """A stream of a run's events behind the one of number ``after``. It ends when the run has ended.
+    """A stream of what happens in a run. It ends when the run has ended, or the server is about to.
 
-    It is read from the record, a page at a time: whoever comes back with the id of the last event that he
-    has seen gets each further one once. A reader that is slow holds one page.
+    What is on record has an id: whoever comes back with the last one that he has seen gets each further event
+    once. Progress has none, and is not repeated. A reader that is slow holds one page.
     """
 
-    def __init__(self, history: RunHistory, run_id: str, *, after: int) -> None:
-        self._history = history
+    def __init__(self, run_id: str, watch: RunWatch, ending: _Ending) -> None:
         self._run_id = run_id
-        self._after = after
+        self._watch = watch
+        self._ending = ending
 
     async def send(self, send: Send, *, is_head: bool = False) -> None:
         """Send it, to its end; cancelled when the client is gone."""
@@ -51,11 +55,11 @@ class EventStream:
         await send({"type": "http.response.body", "body": b""})
 
     async def _send_events(self, send: Send) -> None:
-        while True:
-            page: list[RecordedEvent] | None = None
-            with trio.move_on_after(HEARTBEAT_S):
+        while not self._ending.has_begun:
+            page: Sequence[RecordedEvent | StepProgressed] | None = None
+            with trio.move_on_after(HEARTBEAT_S) as wait, self._ending.ends(wait):
                 try:
-                    page = await self._history.next_events(self._run_id, after=self._after)
+                    page = await self._watch.next_page()
                 except RunNotFound:  # deleted meanwhile, and so over
                     return
             if page is None:
@@ -64,16 +68,38 @@ class EventStream:
             if not page:
                 return
             written = bytearray()
-            for event in page:
+            for number, event in enumerate(page, start=1):
                 written += self._written(event)
-                if len(written) >= WRITE_BYTES or event is page[-1]:
+                if len(written) >= WRITE_BYTES or number == len(page):
                     await send({"type": "http.response.body", "body": bytes(written), "more_body": True})
                     written.clear()
-            self._after = page[-1].seq
 
-    def _written(self, event: RecordedEvent) -> bytes:
+    def _written(self, event: RecordedEvent | StepProgressed) -> bytes:
+        if isinstance(event, StepProgressed):
+            return write_event(codec.encode_json(_progress_info(event)), "stepProgressed")
         data = codec.encode_json(_info(self._run_id, event))
         return b"id: %d\n%b" % (event.seq, write_event(data, event.kind))
+
+
+class _Ending:
+    """Whether streams are to end, and which of them wait meanwhile."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._waits: set[trio.CancelScope] = set()
+
+    def begin(self) -> None:
+        self.has_begun = True
+        for wait in self._waits:
+            wait.cancel(reason="the server is about to stop")
+
+    @contextmanager
+    def ends(self, wait: trio.CancelScope) -> Generator[None]:
+        self._waits.add(wait)
+        try:
+            yield
+        finally:
+            self._waits.discard(wait)
 
 
 class EventStreams:
@@ -81,6 +107,11 @@ class EventStreams:
 
     def __init__(self, history: RunHistory) -> None:
         self._history = history
+        self._ending = _Ending()
+
+    def end(self) -> None:
+        """End those that are open, at once and in order, and from now on those that are opened."""
+        self._ending.begin()
 
     async def open(self, request: Request) -> Answer | EventStream:
         """A run's stream; 204 where the run is over and nothing more comes: then browsers stay away."""
@@ -94,7 +125,19 @@ class EventStreams:
         record = await self._history.get(run_id)
         if record.status != "running" and after >= record.last_seq:
             return Answer(204)
-        return EventStream(self._history, run_id, after=after)
+        return EventStream(run_id, self._history.watch(run_id, after=after), self._ending)
+
+
+def _progress_info(event: StepProgressed) -> RunEventInfo:
+    return RunEventInfo(
+        type="stepProgressed",
+        at=event.at,
+        run_id=event.run_id,
+        item_index=event.item_index,
+        step_id=event.step_id,
+        fraction=event.fraction,
+        message=event.message,
+    )
 
 
 def _info(run_id: str, event: RecordedEvent) -> RunEventInfo:

@@ -12,6 +12,7 @@ from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind
 from stepflow_trio.flows.flow_shape import shape_flow
 from stepflow_trio.flows.model import Flow, flow_id
 from stepflow_trio.flows.reader import examine_flow_json
+from stepflow_trio.flows.secrets import FlowSecrets, without_values
 from stepflow_trio.flows.variables import declared_variables
 from stepflow_trio.protocol import blobs
 from stepflow_trio.runtime.rest_api.errors import ApiError
@@ -155,8 +156,11 @@ class FlowRoutes:
             if isinstance(from_env, str):
                 names[name] = from_env
         properties = cast("dict[str, Any]", (flow.schemas or {}).get("properties") or {})
+        secrets = FlowSecrets.of(flow)
         response = FlowVariablesResponse(
-            flow_id=blobs.normalize_blob_id(id_) or id_, env_vars=names, schema=properties.get("variables")
+            flow_id=blobs.normalize_blob_id(id_) or id_,
+            env_vars=names,
+            schema=without_values(properties.get("variables"), secrets.variables if secrets else None),
         )
         return json_answer(200, response)
 

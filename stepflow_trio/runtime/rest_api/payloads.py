@@ -219,11 +219,35 @@ class CreateRunResponse(RunSummary, frozen=True, kw_only=True):
     results: list[ItemResultInfo] | None = None
 
 
-class StepStatusInfo(Struct, frozen=True, kw_only=True, rename="camel"):
-    """How a step of an item stands."""
+class StepProgressInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The latest that a component said of how far it is."""
+
+    fraction: float
+    """0 to 1."""
+    at: datetime
+    message: str | None = None
+
+
+class StepRunInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """How a step stands. Of all items together only the status that says most about what is wrong."""
 
     step_id: str
     status: StepState
+    component: str | None = None
+    result: FlowResult | None = None
+    """A success is known as long as the item is at work, a failure for ever."""
+    attempt: int | None = None
+    """The latest, from 1 on; 0: it failed without one, for its input could not be evaluated."""
+    started_at: datetime | None = None
+    """When its first attempt began."""
+    completed_at: datetime | None = None
+    """When it ended, failed or not."""
+    progress: StepProgressInfo | None = None
+    """Of a step whose component is at work and has said how far it is."""
+    last_error: FlowError | None = None
+    """Of a step that runs: what its last attempt failed with."""
+    next_attempt_at: datetime | None = None
+    """Of a step that waits for its next attempt."""
 
 
 class ItemDetails(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -232,12 +256,12 @@ class ItemDetails(Struct, frozen=True, kw_only=True, omit_defaults=True, rename=
     item_index: int
     input: Any
     status: Status
-    steps: list[StepStatusInfo]
+    steps: list[StepRunInfo]
     completed_at: datetime | None = None
 
 
 class RunDetails(RunSummary, frozen=True, kw_only=True):
-    """How a run stands, with its items."""
+    """How a run stands, with its items, or those that were asked for."""
 
     item_details: list[ItemDetails] | None = None
     overrides: dict[str, Any] | None = None
@@ -264,10 +288,15 @@ class ListRunsResponse(Struct, frozen=True, kw_only=True):
 
 
 class GetRunQuery(Struct, frozen=True, kw_only=True, rename="camel"):
-    """With ``wait`` the answer comes when the run has ended, or after ``timeoutSecs``, 300 by default."""
+    """With ``wait`` the answer comes when the run has ended, or after ``timeoutSecs``, 300 by default.
+
+    It has the details of ``itemLimit`` items from ``itemOffset`` on; of all of them, unless it is said.
+    """
 
     wait: bool = False
     timeout_secs: Count | None = None
+    item_limit: Count | None = None
+    item_offset: Count = 0
 
 
 class ItemsQuery(Struct, frozen=True, kw_only=True):
@@ -297,19 +326,6 @@ class StepsQuery(Struct, frozen=True, kw_only=True, rename="camel"):
     item_index: Count | None = None
 
 
-class StepRunInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """How a step stands. Of all items together only the status that says most about what is wrong."""
-
-    step_id: str
-    status: StepState
-    component: str | None = None
-    result: FlowResult | None = None
-    """A success is known as long as the item is at work."""
-    attempts: int | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-
-
 class ListStepRunsResponse(Struct, frozen=True, kw_only=True):
     """The steps of a run's flow, by their ids."""
 
@@ -325,8 +341,11 @@ class EventsQuery(Struct, frozen=True, kw_only=True):
 class RunEventInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """An event of a run: the data of one event of its stream, whose id is ``seq``."""
 
-    seq: int
-    type: Literal["runStarted", "stepStarted", "stepRetrying", "stepEnded", "itemEnded", "runEnded"]
+    seq: int | None = None
+    """There is none of a ``stepProgressed``: it is not on record, and comes only to those who listen."""
+    type: Literal[
+        "runStarted", "stepStarted", "stepProgressed", "stepRetrying", "stepEnded", "itemEnded", "runEnded"
+    ]
     at: datetime
     run_id: str
     item_index: int | None = None
@@ -335,6 +354,10 @@ class RunEventInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, rename
     attempt: int | None = None
     delay_secs: float | None = None
     """Until the next attempt, of a ``stepRetrying``."""
+    fraction: float | None = None
+    """How far the step is, 0 to 1, of a ``stepProgressed``."""
+    message: str | None = None
+    """What its component says to that."""
     status: Status | None = None
     error: FlowError | None = None
     """Of a ``stepRetrying``, and of a ``stepEnded`` that failed."""

@@ -23,6 +23,7 @@ JSON = b"application/json"
 DISCARD_S = 10.0
 """So long what is left of a refused body is received, so that its sender comes to read why."""
 
+_ENTRIES_BETWEEN_TURNS = 200
 _MAX_QUERY_FIELDS = 32
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}", re.ASCII)
 _BODY_HEADERS = frozenset((b"content-length", b"transfer-encoding"))
@@ -42,6 +43,28 @@ class Answer:
 def json_answer(status: int, payload: object, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     """An answer whose body is JSON."""
     return Answer(status, codec.encode_json(payload), ((b"content-type", JSON), *headers))
+
+
+class LongList:
+    """A list in an answer that may have many entries: each is encoded when it is added, for all of them at
+    once would hold up everybody else.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._entries: list[bytes] = []
+
+    async def append(self, entry: object) -> None:
+        """Add an entry. Other tasks get a turn after some."""
+        self._entries.append(codec.encode_json(entry))
+        if len(self._entries) % _ENTRIES_BETWEEN_TURNS == 0:
+            await trio.lowlevel.checkpoint()
+
+    def answer(self, status: int, others: object, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+        """An answer whose body has the list, under its name, behind all ``others``; those are some."""
+        head = codec.encode_json(others).removesuffix(b"}")
+        content = b'%b,"%b":[%b]}' % (head, self._name.encode(), b",".join(self._entries))
+        return Answer(status, content, ((b"content-type", JSON), *headers))
 
 
 class Request:

@@ -15,6 +15,7 @@ from stepflow_trio.flows.plan import StepStatus
 from stepflow_trio.flows.reader import examine_flow_json
 from stepflow_trio.protocol.payloads import ItemStatistics
 from stepflow_trio.runtime.callbacks import DEFAULT_WAIT_S
+from stepflow_trio.runtime.events import StepProgressed
 from stepflow_trio.runtime.rest_api.errors import ApiError, shown
 from stepflow_trio.runtime.rest_api.flows import TOTAL_COUNT
 from stepflow_trio.runtime.rest_api.payloads import (
@@ -31,23 +32,37 @@ from stepflow_trio.runtime.rest_api.payloads import (
     RunDetails,
     RunFlowResponse,
     RunSummary,
+    StepProgressInfo,
     StepRunInfo,
     StepsQuery,
-    StepStatusInfo,
 )
-from stepflow_trio.runtime.rest_api.requests import Answer, ReceiveBody, Request, as_run_id, json_answer
+from stepflow_trio.runtime.rest_api.requests import (
+    Answer,
+    LongList,
+    ReceiveBody,
+    Request,
+    as_run_id,
+    json_answer,
+)
 from stepflow_trio.runtime.rest_api.routes import Route
+from stepflow_trio.runtime.run_log import RecordedEvent, status_of
 from stepflow_trio.runtime.runtime import Runtime
 from stepflow_trio.runtime.step_records import StepRecord, all_step_records, step_records, worst_status
-from stepflow_trio.runtime.stores import RecordedEvent, RunQuery, RunRecord, status_of
+from stepflow_trio.runtime.stores import RunQuery, RunRecord
 
 CANCEL_WITHIN_S = 30.0
 """The answer to a cancellation waits so long for the components to end; then the run is still ``running``."""
 
 MAX_KEY_CHARACTERS = 255
 
-_ITEMS_BETWEEN_TURNS = 500
-_EVENTS_BETWEEN_TURNS = 10_000
+_SOON_S = 0.05
+"""A run that is over by then is waited for without a look at whether the client is still there."""
+
+_FEW_ITEMS = 100
+"""The events of so many items are looked up item by item; else those of all items are gone through."""
+
+_ITEMS_BETWEEN_TURNS = 200
+_EVENTS_BETWEEN_TURNS = 5000
 """So many are looked at before other tasks get a turn."""
 
 
@@ -168,14 +183,18 @@ class RunRoutes:
             record = await self._history.get(run_id)
             return json_answer(202, CreateRunResponse(**_summary(record)))
         record = await self._wait(request, run_id, asked.timeout_secs)
-        results = (
-            None if record.status == "running" else await _item_results(record, range(len(record.items)))
-        )
-        return json_answer(200, CreateRunResponse(**_summary(record), results=results))
+        summary = CreateRunResponse(**_summary(record))
+        if record.status == "running":
+            return json_answer(200, summary)
+        return (await _item_results("results", record, range(len(record.items)))).answer(200, summary)
 
     async def _wait(self, request: Request, run_id: str, timeout_secs: int | None) -> RunRecord:
         within_s = DEFAULT_WAIT_S if timeout_secs is None else timeout_secs
-        return await request.while_connected(partial(self._history.wait, run_id, within_s=within_s))
+        record = await self._history.wait(run_id, within_s=min(within_s, _SOON_S))
+        left_s = within_s - _SOON_S
+        if record.status != "running" or left_s <= 0:
+            return record
+        return await request.while_connected(partial(self._history.wait, run_id, within_s=left_s))
 
     async def _cancel(self, request: Request) -> Answer:
         cancel = partial(self._history.cancel, request.run_id(), within_s=CANCEL_WITHIN_S)
@@ -211,34 +230,40 @@ class RunRoutes:
             record = await self._wait(request, run_id, asked.timeout_secs)
         else:
             record = await self._history.get(run_id)
-        of_items = await _by_item(await self._history.events(run_id))
-        details: list[ItemDetails] = []
+        details = await self._item_details(record, _page_of(record, asked.item_limit, asked.item_offset))
+        overrides = None if record.overrides is None else dict(record.overrides)
+        return details.answer(200, RunDetails(**_summary(record), overrides=overrides))
+
+    async def _item_details(self, record: RunRecord, indices: range) -> LongList:
+        details = LongList("itemDetails")
+        if len(indices) <= _FEW_ITEMS:
+            run_id = record.run_id
+            of_items = {index: await self._history.events(run_id, item_index=index) for index in indices}
+        else:
+            of_items = await _by_item(await self._history.events(record.run_id))
         flow = await self._flow_of(record)
-        for index, item in enumerate(record.items):
-            if index % _ITEMS_BETWEEN_TURNS == _ITEMS_BETWEEN_TURNS - 1:
-                await trio.lowlevel.checkpoint()
+        progress = self._progress(record)
+        for index in indices:
+            item = record.items[index]
             is_over = item.result is not None or record.status != "running"
-            steps = step_records(of_items.get(index, ()), is_over=is_over, flow=flow)
-            details.append(
+            steps = step_records(of_items.get(index, ()), is_over=is_over, flow=flow).values()
+            await details.append(
                 ItemDetails(
                     item_index=index,
                     input=record.inputs[index],
                     status=_item_status(record, index),
-                    steps=[StepStatusInfo(step_id=id_, status=s.status.value) for id_, s in steps.items()],
+                    steps=[_step_info(step, progress.get((index, step.step_id))) for step in steps],
                     completed_at=item.completed_at,
                 )
             )
-        overrides = None if record.overrides is None else dict(record.overrides)
-        return json_answer(200, RunDetails(**_summary(record), item_details=details, overrides=overrides))
+        return details
 
     async def _items(self, request: Request) -> Answer:
         asked = request.query(ItemsQuery)
         record = await self._history.get(request.run_id())
+        items = await _item_results("items", record, _page_of(record, asked.limit, asked.offset))
         total = len(record.items)
-        end = total if asked.limit is None else min(total, asked.offset + asked.limit)
-        items = await _item_results(record, range(min(asked.offset, total), end))
-        headers = ((TOTAL_COUNT, b"%d" % total),)
-        return json_answer(200, ListItemsResponse(item_count=total, items=items), headers)
+        return items.answer(200, {"itemCount": total}, ((TOTAL_COUNT, b"%d" % total),))
 
     async def _flow(self, request: Request) -> Answer:
         record = await self._history.get(request.run_id())
@@ -261,8 +286,13 @@ class RunRoutes:
             steps = all_step_records(flow, events, is_over=is_over)
         else:
             steps = step_records(events, is_over=is_over)
-        infos = {id_: _step_info(step) for id_, step in steps.items()}
+        progress = self._progress(record)
+        infos = {id_: _step_info(step, progress.get((index, id_))) for id_, step in steps.items()}
         return json_answer(200, ListStepRunsResponse(steps=infos))
+
+    def _progress(self, record: RunRecord) -> dict[tuple[int, str], StepProgressed]:
+        """The latest of each step that is at work, by item and step."""
+        return {(each.item_index, each.step_id): each for each in self._history.progress(record.run_id)}
 
     async def _flow_of(self, record: RunRecord) -> Flow | None:
         """What a run executes, its overrides applied; None if the flow was deleted."""
@@ -273,6 +303,12 @@ class RunRoutes:
         if record.overrides is None:
             return flow
         return examine_flow_json(apply_overrides(flow.to_json(), record.overrides)).flow
+
+
+def _page_of(record: RunRecord, limit: int | None, offset: int) -> range:
+    """The indices of a part of a run's items."""
+    total = len(record.items)
+    return range(min(offset, total), total if limit is None else min(total, offset + limit))
 
 
 def _filter(text: str | None, what: str) -> str | None:
@@ -322,13 +358,11 @@ def _item_status(record: RunRecord, index: int) -> Any:
     return "running" if record.status == "running" else "cancelled"
 
 
-async def _item_results(record: RunRecord, indices: range) -> list[ItemResultInfo]:
-    results: list[ItemResultInfo] = []
+async def _item_results(name: str, record: RunRecord, indices: range) -> LongList:
+    results = LongList(name)
     for index in indices:
-        if index % _ITEMS_BETWEEN_TURNS == _ITEMS_BETWEEN_TURNS - 1:
-            await trio.lowlevel.checkpoint()
         item = record.items[index]
-        results.append(
+        await results.append(
             ItemResultInfo(
                 item_index=index,
                 status=_item_status(record, index),
@@ -379,13 +413,21 @@ _NOTHING = frozenset({StepStatus.SKIPPED})
 """How a step stands in a run without items."""
 
 
-def _step_info(step: StepRecord) -> StepRunInfo:
+def _step_info(step: StepRecord, progress: StepProgressed | None) -> StepRunInfo:
+    is_executed = step.status is StepStatus.RUNNING and step.next_attempt_at is None
     return StepRunInfo(
         step_id=step.step_id,
         component=step.component,
         status=step.status.value,
         result=step.result,
-        attempts=step.attempts,
+        attempt=step.attempt,
         started_at=step.started_at,
-        ended_at=step.ended_at,
+        completed_at=step.completed_at,
+        progress=_progress_info(progress) if is_executed and progress is not None else None,
+        last_error=step.last_error,
+        next_attempt_at=step.next_attempt_at,
     )
+
+
+def _progress_info(progress: StepProgressed) -> StepProgressInfo:
+    return StepProgressInfo(fraction=progress.fraction, at=progress.at, message=progress.message)
