@@ -200,6 +200,9 @@ class Connection:
     async def _exchange(self, method: str, params: Any) -> Any:
         try:
             self._check_answerable()
+            if not self._peer.call_count:
+                # Its frame may be sent at once: where the caller is cancelled already, it is not to be.
+                await trio.lowlevel.checkpoint_if_cancelled()
             while self._outbox.is_full or self._peer.call_count >= self._limits.max_calls:
                 if self._outbox.is_full:
                     await self._outbox.wait_for_room()
@@ -214,13 +217,16 @@ class Connection:
             self._outbox.tell_of_room()
             raise
         waiting = call.waiter = WaitingCall(call, trio.lowlevel.current_task())
-        self._outbox.post_call(waiting, frame)
+        self._post_call(waiting, frame)
 
         def abort(_: Any) -> trio.lowlevel.Abort:
             self._give_up(waiting)
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _post_call(self, waiting: WaitingCall, frame: bytes) -> None:
+        self._outbox.post_call(waiting, frame)
 
     async def _wait_for_room(self) -> None:
         try:

@@ -55,8 +55,8 @@ __all__ = ["Arrival", "CancellingLink", "EagerLink", "Link"]
 class EagerLink(Link, Protocol):
     """A link that can also send without waiting.
 
-    The reader then sends what it has answered itself before it waits for more: a lone request is answered
-    one turn of the scheduler earlier.
+    The reader then sends what it has answered itself before it waits for more, and a caller what it calls
+    where no other call waits: a lone request is sent, and answered, one turn of the scheduler earlier.
     """
 
     def send_nowait(self, frames: Sequence[bytes]) -> bool:

@@ -15,6 +15,7 @@ from stepflow_trio.engine.ending import last_words, one_exception
 from stepflow_trio.engine.handlers import Handlers
 from stepflow_trio.engine.limits import Limits
 from stepflow_trio.engine.link import CancellingLink, EagerLink, Link
+from stepflow_trio.engine.outbox import WaitingCall
 from stepflow_trio.errors import ConnectionLost, LossReason
 from stepflow_trio.protocol.dialects import CANCEL
 from stepflow_trio.protocol.peer import Peer, Role
@@ -90,6 +91,13 @@ class LinkConnection(Connection):
                 self.lose(LossReason.STREAM_ERROR, f"reading failed: {exc!r}")
                 return
             await self._end_input()
+
+    def _post_call(self, waiting: WaitingCall, frame: bytes) -> None:
+        if self._eager_link is None or self._peer.call_count > 1:
+            # With what others are about to call, in one write.
+            super()._post_call(waiting, frame)
+        else:
+            self._act_and_send(partial(super()._post_call, waiting, frame))
 
     def _act_and_send(self, act: Callable[[], object]) -> None:
         self._outbox.hold()

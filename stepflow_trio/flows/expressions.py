@@ -48,32 +48,35 @@ __all__ = [
 ]
 
 
-class Constant(msgspec.Struct, frozen=True):
+# Trees of them are large, and no matter of the garbage collector (`gc=False`): nothing in one leads back up.
+
+
+class Constant(msgspec.Struct, frozen=True, gc=False):
     """Plain JSON with no expression anywhere in it."""
 
     value: Any
 
 
-class Literal(msgspec.Struct, frozen=True):
+class Literal(msgspec.Struct, frozen=True, gc=False):
     """``$literal``: its value, verbatim."""
 
     value: Any
 
 
-class StepRef(msgspec.Struct, frozen=True):
+class StepRef(msgspec.Struct, frozen=True, gc=False):
     """``$step``: what is at ``path`` in the result of ``step``."""
 
     step: str
     path: JsonPath = ()
 
 
-class InputRef(msgspec.Struct, frozen=True):
+class InputRef(msgspec.Struct, frozen=True, gc=False):
     """``$input``: what is at ``path`` in the run's input."""
 
     path: JsonPath = ()
 
 
-class VariableRef(msgspec.Struct, frozen=True):
+class VariableRef(msgspec.Struct, frozen=True, gc=False):
     """``$variable``: what is at ``path`` in the variable ``name``, else ``default`` (None: there is none)."""
 
     name: str
@@ -81,7 +84,7 @@ class VariableRef(msgspec.Struct, frozen=True):
     default: Expression | None = None
 
 
-class If(msgspec.Struct, frozen=True):
+class If(msgspec.Struct, frozen=True, gc=False):
     """``$if``: without ``otherwise``, null."""
 
     condition: Expression
@@ -89,19 +92,19 @@ class If(msgspec.Struct, frozen=True):
     otherwise: Expression | None = None
 
 
-class Coalesce(msgspec.Struct, frozen=True):
+class Coalesce(msgspec.Struct, frozen=True, gc=False):
     """``$coalesce``."""
 
     items: tuple[Expression, ...]
 
 
-class ArrayOf(msgspec.Struct, frozen=True):
+class ArrayOf(msgspec.Struct, frozen=True, gc=False):
     """An array with an expression somewhere in it."""
 
     items: tuple[Expression, ...]
 
 
-class ObjectOf(msgspec.Struct, frozen=True):
+class ObjectOf(msgspec.Struct, frozen=True, gc=False):
     """An object with an expression somewhere in it."""
 
     keys: tuple[str, ...]

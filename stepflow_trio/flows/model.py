@@ -19,7 +19,10 @@ MAX_TIMEOUT_S = 2**31
 """The longest time that can be given to a step or a run, in seconds: some 68 years."""
 
 
-class Fail(msgspec.Struct, frozen=True):
+# No matter of the garbage collector (`gc=False`): what they hold does not lead back to them.
+
+
+class Fail(msgspec.Struct, frozen=True, gc=False):
     """``onError: {action: fail}``: the step fails."""
 
     explicit: bool = False
@@ -30,8 +33,8 @@ class Fail(msgspec.Struct, frozen=True):
         return {"action": "fail"}
 
 
-class UseDefault(msgspec.Struct, frozen=True):
-    """``onError: {action: useDefault}``: the step succeeds with ``value``, whatever it failed with."""
+class UseDefault(msgspec.Struct, frozen=True, gc=False):
+    """``onError: {action: useDefault}``: ``value`` takes the place of what the component failed with."""
 
     value: Any = None
 
@@ -43,7 +46,7 @@ class UseDefault(msgspec.Struct, frozen=True):
         return written
 
 
-class Retry(msgspec.Struct, frozen=True):
+class Retry(msgspec.Struct, frozen=True, gc=False):
     """``onError: {action: retry}``: it is tried again up to ``max_retries`` times, then the step fails."""
 
     max_retries: int = DEFAULT_MAX_RETRIES
@@ -61,7 +64,7 @@ class Retry(msgspec.Struct, frozen=True):
 OnError = Fail | UseDefault | Retry
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class Step(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One call of a component."""
 
     id: str
@@ -91,7 +94,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         return written
 
 
-class Flow(msgspec.Struct, frozen=True, kw_only=True):
+class Flow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A flow as it was read: immutable, all of its expressions parsed, its other parts plain JSON.
 
     The plain parts (``schemas``, ``test``, ``examples``, ``metadata``) are shared, not copied: do not change

@@ -12,8 +12,8 @@ from stepflow_trio.flows.suggestions import did_you_mean
 def apply_overrides(flow: Any, overrides: Mapping[str, Any] | None) -> Any:
     """A copy of ``flow``, a flow as JSON, with ``{"steps": {id: {"$type"?, "value"}}}`` applied.
 
-    A null in a patch deletes what it stands for. What is not patched is shared with ``flow``. No overrides, or
-    an empty object, change nothing.
+    A null in a patch deletes what it stands for. What is not patched is shared with ``flow``. None, or an
+    empty object, changes nothing.
 
     Raises:
         RpcError: −32004, the overrides are malformed, of another type than ``merge_patch``, or name a step

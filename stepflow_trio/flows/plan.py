@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -77,7 +78,7 @@ class Plan:
 
     A step runs if the output, a step that runs, or ``mustExecute`` needs it, and as soon as its input is
     known. Nothing fails fast: what is needed runs to its end. A step whose input cannot be evaluated fails
-    without running, whatever its ``onError`` says; ``onError: useDefault`` turns whatever its execution failed
+    without running, whatever its ``onError`` says; ``onError: useDefault`` turns what its execution failed
     with into its default; a failure reaches everyone who reads that step. The run fails with the output's
     failure, else with that of the first ``mustExecute`` step that failed.
 
@@ -90,6 +91,8 @@ class Plan:
             such a flow with its variables, prepared for many plans.
         input: the run's input. Inputs and results are shared, not copied, and must not be changed.
         variables: the run's variables; the flow's schema defaults stand behind them.
+        at_once: how many evaluations are done in one call at most. Then :attr:`is_behind` tells whether some
+            are left: :meth:`catch_up` does them, and only then does `take_ready` give all that may start.
 
     Raises:
         LocalProtocolError: if steps wait for each other in a ring, which the flow's reader refuses.
@@ -97,17 +100,24 @@ class Plan:
     """
 
     def __init__(
-        self, flow: Flow | PreparedFlow, input: Any, *, variables: Mapping[str, Any] | None = None
+        self,
+        flow: Flow | PreparedFlow,
+        input: Any,
+        *,
+        variables: Mapping[str, Any] | None = None,
+        at_once: int = sys.maxsize,
     ) -> None:
         self._prepared = flow if isinstance(flow, PreparedFlow) else PreparedFlow(flow, variables)
         self._flow = self._prepared.flow
         self._position = self._prepared.position
         self._input = input
+        self._at_once = at_once
         self._results: dict[str, FlowResult] = {}
         self._step_errors: set[int] = set()  # the identities of the errors in it
         self._waiters: dict[str, list[_Waiter]] = {}
         self._demanded: deque[str] = deque()
         self._settled: deque[str] = deque()
+        self._supplied: deque[tuple[_Waiter, str]] = deque()
         self._open: set[str] = set()
         self._ready: dict[str, ReadyStep] = {}
         self._running: set[str] = set()
@@ -128,6 +138,16 @@ class Plan:
     def running(self) -> frozenset[str]:
         """The steps that were handed out and have no result yet."""
         return frozenset(self._running)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether evaluations are left for `catch_up`."""
+        return bool(self._supplied or self._settled or self._demanded)
+
+    def catch_up(self) -> None:
+        """Do evaluations that are left, as many as are done at once."""
+        if self.is_behind:
+            self._advance()
 
     def take_ready(self) -> list[ReadyStep]:
         """The steps that may start now and were not handed out before, in the order of the flow."""
@@ -185,7 +205,7 @@ class Plan:
                     waiter.missing += 1
                     self._wait_for(needed, waiter)
             if not waiter.missing:
-                self._conclude(waiter, eager.value(self._input, results))
+                self._conclude(waiter, eager.root.value(self._input, results))
             return
         waiter.evaluation = Evaluation(
             expression, input=self._input, variables=self._prepared.variables, results=self._results
@@ -205,7 +225,7 @@ class Plan:
         if waiter.eager is not None:
             waiter.missing -= 1
             if not waiter.missing:
-                self._conclude(waiter, waiter.eager.value(self._input, self._results))
+                self._conclude(waiter, waiter.eager.root.value(self._input, self._results))
         elif waiter.evaluation is not None:
             waiter.evaluation.supply(step_id)
             self._follow(waiter, waiter.evaluation)
@@ -241,13 +261,23 @@ class Plan:
 
     def _advance(self) -> None:
         """Work off what has been demanded and settled. Queues, not recursion: a chain can be any length."""
-        while self._demanded or self._settled:
-            if self._settled:
-                step_id = self._settled.popleft()
-                for waiter in self._waiters.pop(step_id, ()):
-                    self._supply(waiter, step_id)
+        left = self._at_once
+        supplied, settled, demanded = self._supplied, self._settled, self._demanded
+        while supplied or settled or demanded:
+            if not left:
+                return
+            left -= 1
+            if supplied:
+                self._supply(*supplied.popleft())
+            elif settled:
+                step_id = settled.popleft()
+                waiters = self._waiters.pop(step_id, ())
+                if len(waiters) == 1:
+                    self._supply(waiters[0], step_id)
+                else:
+                    supplied.extend([(waiter, step_id) for waiter in waiters])
             else:
-                self._begin(self._demanded.popleft())
+                self._begin(demanded.popleft())
         if not self._open:
             self._result = self._run_result()
         elif not self._ready and not self._running:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from stepflow_trio.flows.results import Failed, Success
 
@@ -131,7 +131,7 @@ class IterateInput(Struct, frozen=True):
 
     flow: dict[str, Any]
     initial_input: Any
-    max_iterations: int = 1000
+    max_iterations: Annotated[int, Meta(ge=0)] = 1000
 
 
 class IterateOutput(Struct, frozen=True):

@@ -41,6 +41,7 @@ from stepflow_trio.protocol.payloads import (
     SubmitRunParams,
 )
 from stepflow_trio.runtime.events import StepProgressed
+from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.progress import StepsAtWork
 from stepflow_trio.runtime.redaction import Redaction
 from stepflow_trio.runtime.run_log import status_of
@@ -293,7 +294,10 @@ async def load_flow(
     data, _ = await load_blob(store, flow_id)
     bare = blobs.normalize_blob_id(flow_id) or flow_id
     try:
-        return flow_from_json(apply_overrides(data, overrides), name=f"flow {bare[:12]}"), bare
+        name = f"flow {bare[:12]}"
+        return await beside_the_loop(
+            data, lambda: flow_from_json(apply_overrides(data, overrides), name=name)
+        ), bare
     except FlowInvalid as exc:
         message = f"Flow {bare} cannot be run: {exc}"
         raise RpcError(ErrorCode.INVALID_VALUE, message, {"flow_id": bare}) from exc

@@ -28,8 +28,11 @@ MAX_RETRY_AFTER_S = 300.0
 """A worker that asks for more patience than this does not get it."""
 
 
+_EVALUATIONS_AT_ONCE = 1000
 _TASKS_STARTED_AT_ONCE = 256
-"""Steps that may start together get their tasks in portions of so many, between which others have a turn."""
+_RECORDED_AT_ONCE = 256
+"""In large flows other tasks get a turn after so many evaluations of inputs, so many steps that start
+together, so many that are recorded without having been executed."""
 
 
 class RunBasis:
@@ -113,7 +116,8 @@ class Executor:
 
         Other tasks get a turn, however little there is to do.
         """
-        return await _Item(self, run, Plan(run.prepared, input), item_index).execute()
+        plan = Plan(run.prepared, input, at_once=_EVALUATIONS_AT_ONCE)
+        return await _Item(self, run, plan, item_index).execute()
 
     async def execute_step(self, item: _Item, ready: ReadyStep) -> FlowResult:
         """Execute a step until it has a final result, with both retry budgets, and record that."""
@@ -235,7 +239,7 @@ class _Item:
         self.index = index
 
     async def execute(self) -> FlowResult:
-        ready = self._plan.take_ready()
+        ready = await self._take_ready()
         if not ready:
             await trio.lowlevel.checkpoint()
         # Only what really runs in parallel gets tasks of its own: a chain stays in one, and needs no other.
@@ -263,11 +267,22 @@ class _Item:
         self._executed.add(ready.step.id)
         result = await self._executor.execute_step(self, ready)
         self._plan.record(ready.step.id, result)
+        return await self._take_ready()
+
+    async def _take_ready(self) -> list[ReadyStep]:
+        """The steps that may start now. No checkpoint, unless there is much to evaluate."""
+        while self._plan.is_behind:
+            await trio.lowlevel.checkpoint()
+            self._plan.catch_up()
         return self._plan.take_ready()
 
     async def _record_unexecuted(self) -> None:
         """Record the steps whose input could not be evaluated: they ended, though they never began."""
+        recorded = 0
         for step in self.run.flow.steps:
             result = self._plan.result_of(step.id)
             if result is not None and step.id not in self._executed:
                 await self._executor.record_step(self, step.id, result)
+                recorded += 1
+                if recorded % _RECORDED_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()

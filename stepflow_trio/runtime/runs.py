@@ -353,13 +353,16 @@ class Runs:
         if depth > MAX_DEPTH:
             message = f"runs nest deeper than {MAX_DEPTH} levels: does a flow submit itself?"
             raise RpcError(ErrorCode.INVALID_VALUE, message)
-        if parent is not None and subflow_key is not None:
+        while parent is not None and subflow_key is not None:
             known = parent.subflows.get(subflow_key)
             # Keys are made by workers, and some make the same one for different submissions.
-            if known is not None and known.is_submission_of(flow, inputs):
-                await known.wait_recorded()
-                if known.status in ("running", "completed") and not known.is_cancelled:
-                    return known
+            if known is None or not known.is_submission_of(flow, inputs):
+                break
+            await known.wait_recorded()
+            if known.status in ("running", "completed") and not known.is_cancelled:
+                return known
+            if parent.subflows[subflow_key] is known:
+                break  # else another one has started it anew in the meantime
         if parent is None:
             deadline = min(deadline, trio.current_time() + self._run_timeout_s)
         run_id = self._new_id()

@@ -35,6 +35,7 @@ from stepflow_trio.runtime.callbacks import Callbacks
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, read_config_file
 from stepflow_trio.runtime.events import Event, Observer, RunEvent, StepProgressed
 from stepflow_trio.runtime.executor import Executor
+from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.launchers import ServesLink
 from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker, open_blob_api_of
 from stepflow_trio.runtime.plugins import Plugin, StepFailure
@@ -47,6 +48,9 @@ from stepflow_trio.runtime.stored_flows import StoredFlows
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
 
 _log = logging.getLogger("stepflow_trio.runtime")
+
+_CHECKED_AT_ONCE = 500
+"""Inputs that are looked at before other tasks get a turn."""
 
 FlowLike: TypeAlias = Flow | Mapping[str, Any] | str | os.PathLike[str]
 """A flow that was read, a flow as JSON, or the path of a file."""
@@ -150,12 +154,15 @@ class Runtime:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
         if not isinstance(inputs, list) and isinstance(inputs, (str, bytes, Mapping)):
             raise TypeError(f"inputs is a list with one input for each item, not {type(inputs).__name__}")
-        read = _read_flow(flow)
-        for index, input in enumerate(inputs):
-            _check_json(input, f"<input {index}>")
+        read = await beside_the_loop(flow, lambda: _read_flow(flow))
+        await _check_inputs(inputs)
         variables = dict(variables or {})
         _check_json(variables, "<variables>")
-        runs = flow_from_json(apply_overrides(read.to_json(), overrides)) if overrides else read
+        runs = read
+        if overrides:
+            runs = await beside_the_loop(
+                read, lambda: flow_from_json(apply_overrides(read.to_json(), overrides))
+            )
         # Stored, so that components can name the flow that they run in.
         return await self._runs.submit(
             runs,
@@ -199,10 +206,10 @@ class Runtime:
         """
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
-        flow, known_id = await self.flows.get_to_run(flow_id, overrides)
         variables = dict(variables or {})
-        _check_json([*inputs], "<inputs>")
+        await _check_inputs(inputs)
         _check_json(variables, "<variables>")
+        flow, known_id = await self.flows.get_to_run(flow_id, overrides)
 
         async def submit(digest: str | None = None) -> str:
             run = await self._runs.submit(
@@ -431,6 +438,13 @@ def _read_flow(flow: FlowLike) -> Flow:
     if isinstance(flow, Mapping):
         return flow_from_json(dict(flow))
     return read_flow_file(flow)
+
+
+async def _check_inputs(inputs: Sequence[Any]) -> None:
+    for index, input in enumerate(inputs):
+        _check_json(input, f"<input {index}>")
+        if index % _CHECKED_AT_ONCE == _CHECKED_AT_ONCE - 1:
+            await trio.lowlevel.checkpoint()
 
 
 def _check_json(value: Any, name: str) -> None:

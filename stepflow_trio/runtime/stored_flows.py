@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepflow_trio.errors import BlobNotFound, FlowNotFound, RpcError, StateConflict
-from stepflow_trio.flows.model import Flow, flow_id
+from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import examine_flow_json
 from stepflow_trio.protocol import blobs
 from stepflow_trio.runtime.callbacks import load_blob, load_flow
+from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.recent_flows import RecentFlows
 from stepflow_trio.runtime.runs import Runs
 from stepflow_trio.runtime.stores import BlobStore
@@ -31,8 +32,9 @@ class StoredFlows:
         known = self._ids.get(id(flow))
         if known is not None and await self._has(known):
             return known
-        await self._store.put(blobs.blob_content(flow.to_json(), blobs.FLOW), blobs.FLOW)
-        self._ids.put(id(flow), flow, stored := flow_id(flow))
+        content = await beside_the_loop(flow, lambda: blobs.blob_content(flow.to_json(), blobs.FLOW))
+        stored = await self._store.put(content, blobs.FLOW)
+        self._ids.put(id(flow), flow, stored)
         return stored
 
     async def _has(self, id_: str) -> bool:
@@ -74,7 +76,9 @@ class StoredFlows:
             except RpcError as exc:
                 if not isinstance(exc.__cause__, BlobNotFound):
                     raise
-        flow = examine_flow_json(data).flow if isinstance(data, dict) else None
+        flow = None
+        if isinstance(data, dict):
+            flow = (await beside_the_loop(data, lambda: examine_flow_json(data))).flow
         if flow is None:
             raise FlowNotFound(id_[:80])
         return flow
@@ -93,9 +97,17 @@ class StoredFlows:
         await self.get(id_)
         bare = blobs.normalize_blob_id(id_) or id_
         if self._runs.is_flow_at_work(bare):
-            raise StateConflict(f"a run of flow {bare} is at work: cancel it, or wait until it is over")
-        if (await self._store.get(bare)).blob_type != blobs.FLOW:
+            raise self._at_work(bare)
+        stored = await self._store.get(bare)
+        if stored.blob_type != blobs.FLOW:
             # Stored as data, of which somebody else may hold the id.
             raise FlowNotFound(bare)
         if not await self._store.delete(bare):
             raise FlowNotFound(bare)
+        if self._runs.is_flow_at_work(bare):
+            # Submitted while it was being removed: a run that is at work has its flow.
+            await self._store.put(stored.content, stored.blob_type, stored.filename)
+            raise self._at_work(bare)
+
+    def _at_work(self, id_: str) -> StateConflict:
+        return StateConflict(f"a run of flow {id_} is at work: cancel it, or wait until it is over")

@@ -125,6 +125,8 @@ def test_an_empty_stdin_is_no_input(cli_here: Cli, project: Path, stdin: str) ->
         (["run", "--flow", "x", "--variables", "-"], "stdin can be read once, but is to be the input and"),
         (["run", "--flow", "x", "--input", "a", "--max-concurrency", "2"], "it goes with --inputs"),
         (["run", "--flow", "x", "--inputs", "a", "--max-concurrency", "0"], "0 is not in the range x>=1."),
+        (["submit", "--flow", "x", "--max-concurrency", "0"], "0 is not in the range x>=1."),
+        (["test", "x", "--max-concurrency", "0"], "0 is not in the range x>=1."),
         (["run", "--flow", "x", "--input", "a", "--stdin-format", "yaml"], "--stdin-format is for an input"),
         (["run", "--flow", "x", "--stdin-format", "xml"], "'xml' is not one of 'json', 'yaml'."),
         (["validate"], "Missing argument 'FLOW'."),

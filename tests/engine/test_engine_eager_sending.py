@@ -1,4 +1,4 @@
-"""Answers that the reader sends itself, where the link can send without waiting."""
+"""What the reader, or a caller, sends itself, where the link can send without waiting."""
 
 from __future__ import annotations
 
@@ -79,6 +79,42 @@ async def test_a_lone_request_is_answered_without_a_turn_of_the_writer() -> None
         await far.ask("small", range(1))
         assert await far.answers(1) == [(0, 0)]
         assert connection.statistics().frames_sent == 1
+
+
+class Writers(trio.abc.Instrument):
+    """Counts the turns of the tasks that write."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.turns += task.name == "write frames"
+
+
+async def test_a_lone_call_is_sent_without_a_turn_of_the_writer_and_further_ones_in_one_write() -> None:
+    async with connected() as (connection, _far), trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        writers = Writers()
+        trio.lowlevel.add_instrument(writers)
+        nursery.start_soon(connection.call, "first")
+        await wait_all_tasks_blocked()
+        assert (connection.statistics().frames_sent, writers.turns) == (1, 0)
+        for _ in range(3):
+            nursery.start_soon(connection.call, "further")
+        await wait_all_tasks_blocked()
+        assert (connection.statistics().frames_sent, writers.turns) == (4, 1)
+        trio.lowlevel.remove_instrument(writers)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lone_call_of_who_is_cancelled_already_sends_nothing() -> None:
+    async with connected() as (connection, _):
+        with trio.move_on_after(0) as scope:
+            await connection.call("nothing")
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert connection.statistics().frames_sent == 0
+        assert connection.statistics().calls_abandoned == 0
 
 
 async def test_answers_that_the_pipe_does_not_hold_arrive_whole_and_in_order() -> None:

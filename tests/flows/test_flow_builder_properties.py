@@ -185,17 +185,14 @@ def found(value, path):
 def settled(id, steps):
     """A step's result: the tree where its input is a list or an object, null for null, or else it fails."""
     tree, policy, _ = steps[id]
-    try:
-        input = value_of(tree, steps)
-        if isinstance(input, (list, dict)):
-            return TREE
-        if input is None:
-            return None
-        raise Failure
-    except Failure:
-        if isinstance(policy, UseDefault):
-            return policy.value
-        raise
+    input = value_of(tree, steps)
+    if isinstance(input, (list, dict)):
+        return TREE
+    if input is None:
+        return None
+    if isinstance(policy, UseDefault):
+        return policy.value
+    raise Failure
 
 
 def run(flow):

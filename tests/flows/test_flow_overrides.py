@@ -26,11 +26,18 @@ def test_a_patch_is_merged_into_its_step_and_null_deletes() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{"a": {"value": {}}}, {"steps": None}, {"steps": []}, {"steps": {"a": {}}}, {"steps": {"a": 1}}, {"x": 1}],
+    [
+        {"a": {"value": {}}},
+        {"steps": None},
+        {"steps": []},
+        {"steps": {"a": {}}},
+        {"steps": {"a": 1}},
+        {"x": 1},
+    ],
     ids=str,
 )
 def test_overrides_of_another_shape_are_refused_and_not_passed_over(overrides: Any) -> None:
-    with pytest.raises(RpcError, match="overrides must be|has no"):
+    with pytest.raises(RpcError, match=r"overrides must be|has no"):
         apply_overrides(FLOW, overrides)
 
 

@@ -1,8 +1,8 @@
 """Hypothesis strategies for flows whose outcome follows from their text: steps in any shape, every kind of
 expression, failures, retries, defaults, variables, overrides and runs below runs.
 
-They use the components of ``workers/differential_worker.py`` under ``/w/`` and the builtin ones. A flow is always
-one that can be run. It shrinks towards few steps and constants.
+They use the components of ``workers/differential_worker.py`` under ``/w/`` and the builtin ones. A flow is
+always one that can be run. It shrinks towards few steps and constants.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def path_texts(draw: Draw) -> str:
         if isinstance(part, int):
             text += draw(st.sampled_from([f"[{part}]", f"[ {part} ]"]))
         else:
-            text += draw(st.sampled_from([f".{part}", f"['{part}']", f'["{part}"]', f"..{part}", f'[ "{part}" ]']))
+            text += draw(
+                st.sampled_from([f".{part}", f"['{part}']", f'["{part}"]', f"..{part}", f'[ "{part}" ]'])
+            )
     return text + draw(st.sampled_from(["", "", "", "."]))
 
 
@@ -182,20 +184,23 @@ def conditionals(draw: Draw, inner: st.SearchStrategy[Json]) -> Json:
 @st.composite
 def with_siblings(draw: Draw, inner: st.SearchStrategy[Json]) -> Json:
     """An expression with keys beside it that mean nothing there, or whose priority is less."""
-    siblings: dict[str, Json] = {"$literal": draw(data), "$coalesce": [draw(inner)], "$input": "k", "x": 1}
-    first = draw(st.sampled_from(["$literal", "$coalesce", "$input"]))
-    others = draw(st.lists(st.sampled_from([*siblings, "$y"]), max_size=2))
-    order = list(siblings)
-    lower = [key for key in others if key not in order or order.index(key) > order.index(first)]
-    keys = draw(st.permutations([first, *dict.fromkeys(key for key in lower if key != first)]))
-    return {key: siblings.get(key, 0) for key in keys}
+    by_priority = {
+        "$literal": data,
+        "$if": inner,
+        "$coalesce": st.lists(inner, max_size=2),
+        "$input": st.just("k"),
+    }
+    present = draw(st.lists(st.sampled_from(list(by_priority)), min_size=1, max_size=3, unique=True))
+    others = draw(st.lists(st.sampled_from(["$x", "y", "path"]), max_size=1))
+    keys = draw(st.permutations([*present, *others, *(["then"] if "$if" in present else [])]))
+    return {key: draw(by_priority.get(key, inner)) for key in keys}
 
 
 @st.composite
 def on_errors(draw: Draw, *, may_default: bool) -> Json:
     """What a step does when its component fails."""
     actions: list[Json] = [None, {"action": "fail"}, {"action": "retry"}]
-    actions += [{"action": "retry", "maxRetries": n} for n in (None, 0, 1, 2)]
+    actions += [{"action": "retry", "maxRetries": n} for n in (None, 0, 1, 1, 2, 2)]
     if may_default:
         actions += [{"action": "useDefault"}, {"action": "useDefault", "defaultValue": draw(data)}] * 2
     return draw(st.sampled_from(actions))
@@ -204,24 +209,28 @@ def on_errors(draw: Draw, *, may_default: bool) -> Json:
 @st.composite
 def steps(draw: Draw, id_: str, scope: Scope, depth: int) -> list[dict[str, Json]]:
     """A step of any component, and before it what it needs."""
-    kinds = ["echo", "echo", "value", "fail", "flaky", "add", "null", "late", "put_blob", "messages"]
+    kinds = ["echo", "echo", "echo", "value", "fail", "flaky", "flaky"]
+    kinds += ["add", "null", "late", "put_blob", "messages"]
     before: list[dict[str, Json]] = []
     kind = draw(st.sampled_from([*kinds, "map", "iterate", "eval"] if depth else kinds))
     step: dict[str, Json] = {"id": id_, "component": f"/w/{kind}"}
-    codes = COMPONENT_CODES + FINAL_CODES
     may_default = True
     match kind:
         case "value":
             step["input"] = {"name": draw(st.sampled_from([name for name in VALUES if name != "long"]))}
         case "fail" | "flaky":
-            is_transport = draw(st.integers(0, 4)) == 4
-            may_default = not is_transport
-            code = draw(st.sampled_from(TRANSPORT_CODES if is_transport else codes))
-            step["input"] = {"code": code}
+            codes = draw(st.sampled_from([COMPONENT_CODES, COMPONENT_CODES, FINAL_CODES, TRANSPORT_CODES]))
+            # There, a default takes the place of the transport's retries.
+            may_default = codes is not TRANSPORT_CODES
+            step["input"] = {"code": draw(st.sampled_from(codes))}
             if kind == "flaky":
-                step["input"]["until"] = draw(st.integers(1, 5))
+                # The first attempts that no more than the usual numbers of retries reach.
+                step["input"]["until"] = draw(st.sampled_from([1, 2, 2, 3, 3, 4, 5]))
             elif draw(st.booleans()):
-                step["input"] |= {"message": draw(st.sampled_from(["", "é\n"])), "data": draw(expressions(scope, 1))}
+                step["input"] |= {
+                    "message": draw(st.sampled_from(["", "é\n"])),
+                    "data": draw(expressions(scope, 1)),
+                }
         case "add":
             step["input"] = {"a": draw(expressions(scope, 1)), "b": draw(st.integers(-2, 2))}
         case "late":
@@ -279,11 +288,18 @@ def flows(
         if written[-1]["component"] in ("/w/value", "/w/null", "/w/flaky", "/w/add"):
             reproducible.append(id_)
     output = draw(expressions(replace(scope, steps=tuple(ids)), 3))
+    seen = draw(st.lists(st.sampled_from(ids), unique=True)) if ids and draw(st.booleans()) else []
+    if seen:
+        # What each of them came to, whatever becomes of the others.
+        said = {id_: {"$if": {"$step": id_}, "then": {"$step": id_}, "else": "no"} for id_ in seen}
+        output = {"seen": said} if draw(st.booleans()) else {"output": output, "seen": said}
     flow: dict[str, Json] = {"schemas": schemas} if schemas is not None else {}
     return without_dynamic_branches({**flow, "steps": written, "output": output})
 
 
-def without_dynamic_branches(flow: dict[str, Json], patched: dict[str, Json] | None = None) -> dict[str, Json]:
+def without_dynamic_branches(
+    flow: dict[str, Json], patched: dict[str, Json] | None = None
+) -> dict[str, Json]:
     """The flow, with an output that needs at once whatever a choice by a step's result may come to need.
 
     The public orchestrator never starts a step that only such a choice comes to need. ``patched`` is the flow
@@ -352,7 +368,7 @@ def flow_runs(draw: Draw) -> FlowRun:
     flow = draw(flows(scope=scope, schemas=schemas))
     inputs = draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=3))
     overrides = None
-    if flow["steps"] and draw(st.integers(0, 5)) == 5:
+    if flow["steps"] and draw(st.integers(0, 2)) == 2:
         overrides = draw(overrides_of(flow, scope))
         flow = without_dynamic_branches(flow, apply_overrides(flow, overrides))
     return FlowRun(flow, inputs, variables, overrides)
@@ -363,13 +379,15 @@ def overrides_of(draw: Draw, flow: dict[str, Json], scope: Scope) -> Mapping[str
     """Changes to some of the flow's steps."""
     patches: dict[str, Json] = {}
     ids = [step["id"] for step in flow["steps"]]
-    for index in draw(st.lists(st.integers(0, len(ids) - 1), unique=True, max_size=2)):
+    for index in draw(st.lists(st.integers(0, len(ids) - 1), unique=True, max_size=3)):
         earlier = replace(scope, steps=tuple(ids[:index]))
         patch: dict[str, Json] = {}
         if draw(st.booleans()):
             patch["component"] = "/w/echo"
         if draw(st.booleans()):
-            patch["input"] = draw(expressions(earlier, 2))
+            fields = st.sampled_from(["code", "until", "a", "value", "k"])
+            values = st.none() | expressions(earlier, 1)
+            patch["input"] = draw(expressions(earlier, 2) | st.dictionaries(fields, values, max_size=2))
         if draw(st.booleans()):
             patch["onError"] = draw(st.sampled_from([None, {"action": "fail"}, {"maxRetries": None}]))
         if draw(st.booleans()):

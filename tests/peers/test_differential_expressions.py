@@ -1,5 +1,5 @@
-"""What expressions come to, on the public orchestrator and on our runtime: each form with each operand, paths,
-variables and laziness."""
+"""What expressions come to, on the public orchestrator and on our runtime: each form with each operand,
+paths, variables and laziness."""
 
 from __future__ import annotations
 
@@ -191,8 +191,32 @@ def test_what_cannot_be_read_is_refused_by_both(pair: Pair, value: Any) -> None:
 PATHS = [
     *("$", "", None, "$.", "$..", " $ ", "$.k", "k", "$..k", "$.k.", "$.k..", "$['k']", '$["k"]', "$[ 'k' ]"),
     *("$.l[0]", "$.l[1][1].k", "$.l[1][1]['k']", "$.l.[0]", "$['l'][1]", "$.l[ 1 ]", "$.l[01]", "$.l[7]"),
-    *("$.l['0']", "$.l.0", "$.0", "0", "$['0']", "$[0]", "$.k[0]", "$.k.k", "$.null", "$.null.k", "$.null[0]"),
-    *("$.a b", "a b", "$['a b']", "$.$step", "$['$step']", "$.$k", "$k", "gone", "$.gone.k", "$.o.o.o", "$.o.o.k"),
+    *(
+        "$.l['0']",
+        "$.l.0",
+        "$.0",
+        "0",
+        "$['0']",
+        "$[0]",
+        "$.k[0]",
+        "$.k.k",
+        "$.null",
+        "$.null.k",
+        "$.null[0]",
+    ),
+    *(
+        "$.a b",
+        "a b",
+        "$['a b']",
+        "$.$step",
+        "$['$step']",
+        "$.$k",
+        "$k",
+        "gone",
+        "$.gone.k",
+        "$.o.o.o",
+        "$.o.o.k",
+    ),
     *("$.o['o'].o.o", " k", "l", "$.l[999999999999]", "$ .k", "K", "é", "$.é", "'k'"),
 ]
 
@@ -205,7 +229,9 @@ def test_a_path(pair: Pair, path: str | None) -> None:
     pair.compare(Case({"steps": [], "output": {"$input": path}}, [None, False, "k", [INPUT], 0]))
 
 
-@pytest.mark.parametrize("path", ["$.v", "v", "$['v']", "$.v.k", "$.v.l[0]", "$.v.gone", "$.v[0]", "$.v['k']", " v"])
+@pytest.mark.parametrize(
+    "path", ["$.v", "v", "$['v']", "$.v.k", "$.v.l[0]", "$.v.gone", "$.v[0]", "$.v['k']", " v"]
+)
 @pytest.mark.parametrize("default", [{}, {"default": None}, {"default": {"$input": "k"}}], ids=str)
 def test_a_path_into_a_variable(pair: Pair, path: str, default: dict[str, Any]) -> None:
     for value in [{"k": 1, "l": [None]}, None, "text", [5]]:
@@ -216,7 +242,10 @@ def test_a_path_into_a_variable(pair: Pair, path: str, default: dict[str, Any]) 
 # ---- variables ------------------------------------------------------------------------------------------
 
 DECLARATIONS: dict[str, Any] = {
-    **{f"a {kind}": {"type": kind} for kind in ("string", "number", "integer", "boolean", "object", "array", "null")},
+    **{
+        f"a {kind}": {"type": kind}
+        for kind in ("string", "number", "integer", "boolean", "object", "array", "null")
+    },
     "nullable": {"type": ["string", "null"]},
     "null alone": {"type": ["null"]},
     "a union": {"type": ["string", "integer"]},

@@ -28,7 +28,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Generator[Pair]:
 
 def test_generated_flows_come_to_the_same(pair: Pair) -> None:
     @settings(
-        max_examples=int(EXAMPLES or 600),
+        max_examples=int(EXAMPLES or 800),
         derandomize=EXAMPLES is None,
         database=None,
         deadline=None,

@@ -1,5 +1,5 @@
-"""What runs come to, on the public orchestrator and on our runtime: failures, retries, overrides, batches, runs
-below runs, blobs, and the ids of both."""
+"""What runs come to, on the public orchestrator and on our runtime: failures, retries, overrides, batches,
+runs below runs, blobs, and the ids of both."""
 
 from __future__ import annotations
 
@@ -36,7 +36,21 @@ def flow(*steps: dict[str, Any], output: Any = None) -> dict[str, Any]:
 
 # ---- what a step fails with -----------------------------------------------------------------------------
 
-CODES = [-32100, -32103, -32110, -32150, -32199, -32099, -32200, -32000, -32001, -32003, -32600, -32603, -32700]
+CODES = [
+    -32100,
+    -32103,
+    -32110,
+    -32150,
+    -32199,
+    -32099,
+    -32200,
+    -32000,
+    -32001,
+    -32003,
+    -32600,
+    -32603,
+    -32700,
+]
 CODES += [0, 1, 8, 500, -1, -32300, -32303, -32399, -32299, -32400, 2**31, -(2**40)]
 ON_ERRORS: list[Any] = [
     None,
@@ -62,7 +76,9 @@ def is_transport(code: int) -> bool:
 @pytest.mark.parametrize("on_error", ON_ERRORS, ids=str)
 def test_a_step_that_fails(pair: Pair, code: int, on_error: Any) -> None:
     for data in [{}, {"data": None}, {"data": {"$x": [1, None]}}, {"message": ""}]:
-        pair.compare(Case(flow(step("s", "/w/fail", {"code": code, "message": "é\n", **data}, onError=on_error))))
+        pair.compare(
+            Case(flow(step("s", "/w/fail", {"code": code, "message": "é\n", **data}, onError=on_error)))
+        )
 
 
 @pytest.mark.parametrize("until", [1, 2, 3, 4, 5, 6])
@@ -84,7 +100,9 @@ def test_a_default(pair: Pair, code: int, on_error: Any) -> None:
 
 
 @pytest.mark.parametrize("on_error", [*ON_ERRORS, *DEFAULTS], ids=str)
-@pytest.mark.parametrize("component", ["/w/add", "/w/nope", "/builtin/put_blob", "/builtin/map", "/builtin/nope"])
+@pytest.mark.parametrize(
+    "component", ["/w/add", "/w/nope", "/builtin/put_blob", "/builtin/map", "/builtin/nope"]
+)
 def test_a_component_that_cannot_work_with_its_input_or_is_not_there(
     pair: Pair, component: str, on_error: Any
 ) -> None:
@@ -98,7 +116,9 @@ def test_a_step_that_reads_a_failed_one(pair: Pair, on_error: Any) -> None:
     for input in [{"$step": "bad"}, [1, {"x": {"$step": "bad", "path": "a"}}], {"$input": "gone"}]:
         readers = [step("a", "/w/echo", input, onError=on_error), step("b", "/w/echo", {"$step": "a"})]
         pair.compare(Case(flow(failing, *readers), [{}]))
-        pair.compare(Case(flow(failing, *readers, output={"$if": {"$step": "b"}, "then": 1, "else": 0}), [{}]))
+        pair.compare(
+            Case(flow(failing, *readers, output={"$if": {"$step": "b"}, "then": 1, "else": 0}), [{}])
+        )
 
 
 # ---- mustExecute ----------------------------------------------------------------------------------------
@@ -107,7 +127,11 @@ def test_a_step_that_reads_a_failed_one(pair: Pair, on_error: Any) -> None:
 @pytest.mark.parametrize("must", [True, False, None])
 def test_must_execute(pair: Pair, must: bool | None) -> None:
     first = step("first", "/w/echo", 1)
-    for more in [{"component": "/w/echo"}, {"component": "/w/fail", "input": {}}, {"input": {"$input": "gone"}}]:
+    for more in [
+        {"component": "/w/echo"},
+        {"component": "/w/fail", "input": {}},
+        {"input": {"$input": "gone"}},
+    ]:
         last = {**step("last", "/w/echo", {"$step": "first"}, mustExecute=must), **more}
         pair.compare(Case(flow(first, last, output="done"), [{}]))
         pair.compare(Case(flow(first, last), [{}]))
@@ -134,7 +158,9 @@ def test_a_batch_of_mixed_outcomes(pair: Pair, count: int) -> None:
         step("late", "/w/late", {"ms": {"$input": "$.ms"}, "value": {"$step": "sum"}}),
         output={"$if": {"$input": "$.wanted"}, "then": {"$step": "late"}, "else": {"$input": "$.n"}},
     )
-    inputs: list[Any] = [{"n": n if n % 5 else "no number", "ms": (7 * n) % 4, "wanted": n % 3} for n in range(count)]
+    inputs: list[Any] = [
+        {"n": n if n % 5 else "no number", "ms": (7 * n) % 4, "wanted": n % 3} for n in range(count)
+    ]
     for n in range(0, count, 4):
         inputs[n]["wanted"] = False
     if count > 2:
@@ -171,7 +197,15 @@ BASE = flow(
         {"b": {"value": {"onError": {"defaultValue": None}}}},
         {"b": {"value": {"onError": {"defaultValue": {"d": None, "e": 2}}}}},
         {"b": {"value": {"onError": {"action": "fail"}}}},
-        {"b": {"value": {"onError": {"action": "retry", "maxRetries": 1}, "component": "/w/flaky", "input": {"until": 2}}}},
+        {
+            "b": {
+                "value": {
+                    "onError": {"action": "retry", "maxRetries": 1},
+                    "component": "/w/flaky",
+                    "input": {"until": 2},
+                }
+            }
+        },
         {"c": {"value": {"input": {"$step": "b", "path": "$.d"}}}},
         {"c": {"value": {"mustExecute": True, "metadata": {"x": 1}}}},
         {"d": {"value": {"mustExecute": False}}},
@@ -266,7 +300,9 @@ def test_runs_three_deep(pair: Pair) -> None:
     pair.compare(Case(flow(step("s", "/builtin/iterate", asked))))
 
 
-@pytest.mark.parametrize("input", [{"user_prompt": "é"}, {"user_prompt": "", "system_instructions": ""}, {}, {"user_prompt": 1}])
+@pytest.mark.parametrize(
+    "input", [{"user_prompt": "é"}, {"user_prompt": "", "system_instructions": ""}, {}, {"user_prompt": 1}]
+)
 def test_create_messages(pair: Pair, input: Any) -> None:
     pair.compare(Case(flow(step("s", "/builtin/create_messages", input))))
     pair.compare(Case(flow(step("s", "/builtin/create_messages", {**input, "system_instructions": None}))))
@@ -278,7 +314,8 @@ DATA: list[Any] = [
     *(None, True, False, 0, -1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, "", "é", [], {}, [[]], {"": {}}),
     *(0.1, -0.0, 0.0, 1.0, 1e15, 1e16, 123456789012345680.0, 1e-5, 1e-6, 1.5e-7, 1e21, 1e22, 5e-324, math.pi),
     *(1.7976931348623157e308, -1e300, 1e100, 0.30000000000000004, 100000.0, 12345678.9),
-    "\x00\x01\b\t\n\x0b\f\r\x1f \"\\/\x7f\x80\x9f\xa0\u2028\u2029\ud7ff\ue000\ufeff\ufffd\uffff\U00010000\U0010ffff",
+    '\x00\x01\b\t\n\x0b\f\r\x1f "\\/\x7f\x80\x9f\xa0\u2028\u2029',
+    "\ud7ff\ue000\ufeff\ufffd\uffff\U00010000\U0010ffff",
     {"b": 1, "a": [1, {"z": None, "y": "1e16"}], "\U0001f40d": {"é": 1e16}, "\n": '"1e17"', "1e18": [1e18]},
 ]
 
@@ -300,7 +337,9 @@ def test_a_blob_of_any_type(pair: Pair, kind: str) -> None:
     pair.compare(Case(flow(put, get)))
 
 
-@pytest.mark.parametrize("input", [{}, {"data": 1}, {"data": 1, "blob_type": "x"}, {"blob_type": "data"}], ids=str)
+@pytest.mark.parametrize(
+    "input", [{}, {"data": 1}, {"data": 1, "blob_type": "x"}, {"blob_type": "data"}], ids=str
+)
 def test_a_blob_that_cannot_be_stored(pair: Pair, input: Any) -> None:
     pair.compare(Case(flow(step("put", "/builtin/put_blob", input))))
 
@@ -315,21 +354,51 @@ def test_a_blob_that_cannot_be_stored(pair: Pair, input: Any) -> None:
         {"schemas": {}, "metadata": {}, "examples": []},
         {"output": 1, "name": "order", "x": "unknown", "schema": "https://stepflow.org/schemas/v1/flow.json"},
         {"metadata": {"one": {"b": 1, "a": [None, 1e16]}}},
-        {"examples": [{"name": "e", "input": None}, {"input": {"b": 1, "a": 2}, "description": "d", "name": "f"}]},
+        {
+            "examples": [
+                {"name": "e", "input": None},
+                {"input": {"b": 1, "a": 2}, "description": "d", "name": "f"},
+            ]
+        },
         {"test": {"cases": [{"name": "c", "input": 1, "output": {"outcome": "success", "result": None}}]}},
         {"test": {"cases": [{"input": {}, "name": "c", "description": None}]}},
-        {"test": {"cases": [{"name": "c", "input": 0, "output": {"outcome": "failed", "error": {"code": 1, "message": "m"}}}]}},
+        {
+            "test": {
+                "cases": [
+                    {
+                        "name": "c",
+                        "input": 0,
+                        "output": {"outcome": "failed", "error": {"code": 1, "message": "m"}},
+                    }
+                ]
+            }
+        },
         {"test": {"config": {"plugins": {}}, "cases": None}},
         {"test": {"configFile": "f.yml"}},
         {"steps": [step("a", "/x", None, onError={"action": "fail"})]},
         {"steps": [step("a", "/x", {}, onError={"action": "useDefault", "defaultValue": None})]},
-        {"steps": [step("a", "/x", [], onError={"action": "useDefault", "defaultValue": {"b": 1, "a": 1e16}})]},
+        {
+            "steps": [
+                step("a", "/x", [], onError={"action": "useDefault", "defaultValue": {"b": 1, "a": 1e16}})
+            ]
+        },
         {"steps": [step("a", "/x", 0, onError={"action": "retry"})]},
         {"steps": [step("a", "/x", False, onError={"action": "retry", "maxRetries": None})]},
         {"steps": [step("a", "/x", "", onError={"maxRetries": 4, "action": "retry"})]},
         {"steps": [step("a", "/x", onError=None, mustExecute=None, metadata=None)]},
         {"steps": [step("a", "/x", mustExecute=False, metadata={})]},
-        {"steps": [{"metadata": {"k": 1}, "mustExecute": True, "input": 1, "component": "/x", "id": "a", "unknown": 2}]},
+        {
+            "steps": [
+                {
+                    "metadata": {"k": 1},
+                    "mustExecute": True,
+                    "input": 1,
+                    "component": "/x",
+                    "id": "a",
+                    "unknown": 2,
+                }
+            ]
+        },
         {"output": {"$if": None, "then": None, "else": None}},
         {"output": {"else": 1, "then": {"$input": None}, "$if": {"$input": ""}}},
         {"output": {"$coalesce": [], "x": 1}},
@@ -339,8 +408,19 @@ def test_a_blob_that_cannot_be_stored(pair: Pair, input: Any) -> None:
         {"output": {"b": [{"$input": "a b"}, {"$input": "$[0]['x'].y..z"}], "a": {"$x": {}}}},
         {"steps": [step("a", "/x")], "output": {"path": "k", "$step": "a"}},
         {"steps": [step("a", "/x")], "output": [{"$step": "a", "path": ""}, {"$step": "a", "path": None}]},
-        {"schemas": {"type": "object", "properties": {"output": {"type": "string"}, "input": {"b": 1, "a": 2}}}},
-        {"schemas": {"properties": {"variables": {"type": "object", "properties": {}}}, "x": 1, "$defs": {"t": {}}}},
+        {
+            "schemas": {
+                "type": "object",
+                "properties": {"output": {"type": "string"}, "input": {"b": 1, "a": 2}},
+            }
+        },
+        {
+            "schemas": {
+                "properties": {"variables": {"type": "object", "properties": {}}},
+                "x": 1,
+                "$defs": {"t": {}},
+            }
+        },
         {"schemas": {"properties": {"steps": {"properties": {"b": {"type": "null"}, "a": True}}}}},
         {"schemas": {"properties": {"steps": {"type": "object", "properties": {}}}}},
         {"schemas": {"type": "object", "properties": {"input": True, "output": False}}},

@@ -40,8 +40,14 @@ def test_the_id_of_the_specification_s_example_is_the_specification_s() -> None:
     ("data", "content"),
     [
         (1e16, "1e+16"),
-        ([-2.5e300, "1e16", 1e15, 1e-5, 1e-6, -0.0], '[-2.5e+300,"1e16",1000000000000000.0,0.00001,1e-6,-0.0]'),
-        ({"1e16": 1e99, 'x"1e17,': [{"\\": 1e100}, "é1e16]"]}, r'{"1e16":1e+99,"x\"1e17,":[{"\\":1e+100},"é1e16]"]}'),
+        (
+            [-2.5e300, "1e16", 1e15, 1e-5, 1e-6, -0.0],
+            '[-2.5e+300,"1e16",1000000000000000.0,0.00001,1e-6,-0.0]',
+        ),
+        (
+            {"1e16": 1e99, 'x"1e17,': [{"\\": 1e100}, "é1e16]"]},
+            r'{"1e16":1e+99,"x\"1e17,":[{"\\":1e+100},"é1e16]"]}',
+        ),
     ],
 )
 def test_numbers_are_spelled_as_the_public_releases_spell_them(data: Any, content: str) -> None:
@@ -49,11 +55,11 @@ def test_numbers_are_spelled_as_the_public_releases_spell_them(data: Any, conten
 
 
 @FUZZ
-@given(st.recursive(st.floats(allow_nan=False, allow_infinity=False) | st.text("e19+\\\",]"), st.lists))
+@given(st.recursive(st.floats(allow_nan=False, allow_infinity=False) | st.text('e19+\\",]'), st.lists))
 def test_the_spelling_of_numbers_changes_nothing_else(data: Any) -> None:
     content = blobs.blob_content(data, blobs.DATA)
     assert json.loads(content) == data
-    assert not [number for number in re.findall(rb"[0-9]e[0-9]+(?=[],]|$)", _without_texts(content))]
+    assert not re.search(rb"[0-9]e[0-9]", _without_texts(content))
 
 
 def _without_texts(content: bytes) -> bytes:

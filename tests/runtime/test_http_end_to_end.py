@@ -239,6 +239,8 @@ async def test_a_worker_at_a_url_that_is_killed_is_found_again_when_it_is_there_
                     assert attempt > 1
                     assert pid == again.process.pid
                     assert await runtime.run(calling("pid")) == pid
+                    _, is_same = await runtime.run(calling("keep"), {"data": {"text": "ä"}})
+                    assert is_same, "it was not told where the blobs are"
 
 
 async def test_of_two_workers_the_other_takes_over_from_one_that_is_killed(tmp_path: Path) -> None:

@@ -226,6 +226,13 @@ async def test_iterate_fails_on_a_flow_that_says_neither_result_nor_next(autojum
     assert "iteration 1" in failure.message
 
 
+async def test_iterate_takes_no_negative_limit(autojump_clock: Any) -> None:
+    asked = {"flow": ECHO, "initial_input": {"result": 1}, "max_iterations": -1}
+    failure = await failure_of("/builtin/iterate", asked)
+    assert failure.code == ErrorCode.BAD_REQUEST
+    assert "$.max_iterations" in failure.message
+
+
 async def test_iterate_fails_as_its_flow_does(autojump_clock: Any) -> None:
     stage = Stage()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from runtime_stage import INPUT, Stage, flow, one_step, retrying, step
 
 from stepflow_trio import ComponentError, Context, FlowBuilder, RunFailed, open_runtime
+from stepflow_trio.errors import CallFailed, ErrorCode, FlowNotFound, StateConflict
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.runtime.retries import Constant
 
@@ -142,6 +145,21 @@ async def test_max_concurrency_and_overrides_of_what_a_component_submits_are_hee
     assert trio.current_time() == takes_s
 
 
+@pytest.mark.parametrize("way", ["evaluate_run", "submit_run"])
+async def test_a_max_concurrency_of_0_is_refused_and_the_component_goes_on(
+    autojump_clock: Any, stage: Stage, way: str
+) -> None:
+    @stage.component
+    async def calls(context: Context) -> Any:
+        with pytest.raises(CallFailed, match="at least 1") as refused:
+            await getattr(context, way)(TAKES_DEFAULT, [1], max_concurrency=0)
+        assert refused.value.code == ErrorCode.INVALID_PARAMS
+        return await context.evaluate_flow(TAKES_DEFAULT, 1)
+
+    async with open_runtime(workers={"w": stage.worker}) as runtime:
+        assert await runtime.run(one_step("/w/calls", {})) == "the default"
+
+
 async def test_a_flow_given_by_value_has_one_id_however_many_metadata_it_has(stage: Stage) -> None:
     metadata = {f"key{number}": {"b": number, "a": [number]} for number in range(20)}
     described = {**TAKES_DEFAULT, "metadata": metadata}
@@ -153,3 +171,51 @@ async def test_a_flow_given_by_value_has_one_id_however_many_metadata_it_has(sta
     async with open_runtime(workers={"w": stage.worker}) as runtime:
         ids = await runtime.run(one_step("/w/calls", {}))
     assert len(set(ids)) == 1
+
+
+async def test_one_key_leads_to_one_run_also_when_the_run_that_it_led_to_has_failed(stage: Stage) -> None:
+    key = "11111111-1111-1111-1111-111111111111"
+    found: list[str] = []
+
+    @stage.component
+    async def again(context: Context) -> None:
+        failed = await context.submit_run(FAILS, [1], wait=True, subflow_key=key)
+
+        async def submit() -> None:
+            found.append((await context.submit_run(FAILS, [1], subflow_key=key)).run_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(submit)
+        assert failed.run_id not in found
+
+    async with open_runtime(workers={"w": stage.worker}) as runtime:
+        await runtime.run(one_step("/w/again", {}))
+    assert len(found) == 3
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_run_that_is_at_work_has_its_flow_whenever_somebody_deletes_it(
+    stage: Stage, turns: int
+) -> None:
+    waits = one_step("/w/wait", {"name": "it"})
+    async with open_runtime(workers={"w": stage.worker}) as runtime:
+        flow_id = await runtime.flows.put(flow_from_json(waits))
+
+        async def delete() -> None:
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            with contextlib.suppress(StateConflict):
+                await runtime.flows.delete(flow_id)
+
+        async def submit() -> None:
+            with contextlib.suppress(FlowNotFound):
+                run_id = await runtime.submit_stored(flow_id, [None])
+                await trio.testing.wait_all_tasks_blocked()
+                assert (await runtime.history.get(run_id)).status == "running"
+                assert await runtime.flows.get(flow_id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit)
+            nursery.start_soon(delete)

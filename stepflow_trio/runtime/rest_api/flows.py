@@ -15,6 +15,7 @@ from stepflow_trio.flows.reader import examine_flow_json
 from stepflow_trio.flows.secrets import FlowSecrets, without_values
 from stepflow_trio.flows.variables import declared_variables
 from stepflow_trio.protocol import blobs
+from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.rest_api.errors import ApiError
 from stepflow_trio.runtime.rest_api.payloads import (
     DiagnosticInfo,
@@ -101,17 +102,18 @@ class FlowRoutes:
 
     async def _store(self, request: Request) -> Answer:
         asked = await request.json(StoreFlowRequest, self._receive_body)
-        reading = examine_flow_json(asked.flow)
-        if reading.flow is not None:
-            id_ = flow_id(reading.flow)
-            if not asked.dry_run:
-                await self._flows.put(reading.flow)
+        reading = await beside_the_loop(asked.flow, lambda: examine_flow_json(asked.flow))
+        flow = reading.flow
+        if flow is not None and not asked.dry_run:
+            id_ = await self._flows.put(flow)
+        elif flow is not None:
+            id_ = await beside_the_loop(flow, lambda: flow_id(flow))
         else:
             self._refuse_what_is_no_flow(reading.diagnostics)
             id_ = flow_id(shape_flow(asked.flow, lambda finding: None))
         stored = StoreFlowResponse(
             flow_id=id_,
-            stored=reading.flow is not None and not asked.dry_run,
+            stored=flow is not None and not asked.dry_run,
             diagnostics=_diagnostics(reading.diagnostics),
         )
         return json_answer(200, stored)

@@ -1,5 +1,4 @@
-"""The components of the differential tests: in a process of its own for the public orchestrator, in ours beside
-our runtime.
+"""The components of the differential tests: a process for the public orchestrator, and beside our runtime.
 
 What they come to depends on nothing but their input and the attempt, so that both runtimes see the same.
 """
@@ -37,7 +36,7 @@ def new_worker() -> Worker:
         return input
 
     @worker.component(inline=True)
-    def null(input: Any) -> None:  # noqa: ARG001 — the name has the whole input passed, whatever it is
+    def null(input: Any) -> None:
         return None
 
     @worker.component(inline=True)
