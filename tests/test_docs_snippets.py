@@ -21,9 +21,9 @@ from stepflow_trio.flows.reader import examine_flow
 from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.runtime import events
 from stepflow_trio.runtime.config import FILE_NAMES, Config, StdioPluginConfig, read_config
+from stepflow_trio.runtime.hosted_worker import CANCEL_GRACE_S
 from stepflow_trio.runtime.routing import Router
 from stepflow_trio.runtime.runs import MAX_DEPTH
-from stepflow_trio.runtime.worker_plugin import CANCEL_GRACE_S
 from stepflow_trio.transports.http.limits import HttpClientLimits, HttpServerLimits
 from stepflow_trio.worker.worker import MAX_THREADS
 

@@ -18,6 +18,7 @@ from stepflow_trio.runtime.config import (
     find_config,
     read_config,
     read_config_file,
+    the_one_file,
 )
 
 TEST_FILE_NAMES = tuple(name.replace(".y", ".test.y") for name in FILE_NAMES)
@@ -79,7 +80,7 @@ class CaseConfigs:
             directory = beside.absolute().parent
             config = read_config(text, name=flow_path, directory=directory, at=("test", key))
             return CaseConfig((flow_path, "test"), config)
-        found = _test_file(beside.parent) or find_config(beside, Path())
+        found = the_one_file(beside.parent, TEST_FILE_NAMES) or find_config(beside, Path())
         return self._of_file(found) if found is not None else CaseConfig(None, DEFAULT_CONFIG)
 
     def _of_file(self, path: Path) -> CaseConfig:
@@ -93,11 +94,3 @@ class CaseConfigs:
         if isinstance(read, ConfigError):
             raise read
         return CaseConfig(key, read)
-
-
-def _test_file(directory: Path) -> Path | None:
-    found = [directory / name for name in TEST_FILE_NAMES if os.path.lexists(directory / name)]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise ConfigError(f"there are {names}: remove all but one, or name the one to use", str(directory))
-    return found[0] if found else None

@@ -12,10 +12,12 @@ from typing import Any, Literal
 import click
 
 from stepflow_trio.cli.case_running import CaseResult
+from stepflow_trio.cli.failures import fault_of
 from stepflow_trio.cli.plain_text import count, duration, plain_line, plain_lines
 from stepflow_trio.errors import ConfigError, FlowInvalid, StepflowError
 from stepflow_trio.flows.expectations import Difference, DifferenceKind
 from stepflow_trio.flows.paths import render_path
+from stepflow_trio.flows.results import Failed
 
 Status = Literal["passed", "failed", "updated"]
 
@@ -147,8 +149,11 @@ class TextReport:
             lines.append(f"the case has no output to expect{hint}")
         if self._shows_diff:
             lines += self._differences(result)
-        if result.failed_step is not None and case.status == "failed":
-            lines.append(plain_line(f"it failed in step {result.failed_step}"))
+        if case.status == "failed" and isinstance(result.result, Failed):
+            if result.failed_step is not None:
+                lines.append(plain_line(f"it failed in step {result.failed_step}"))
+            if (why := fault_of(result.result.error)) is not None:
+                lines.append(plain_line(why))
         if case.remark:
             lines.append(f"not updated: {plain_line(case.remark)}")
         return lines

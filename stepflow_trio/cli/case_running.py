@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from stepflow_trio.cli.flow_tests import Case, FlowTests
+from stepflow_trio.cli.case_finding import Case, FlowTests
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import BindFailed, ConfigError, StepflowError
 from stepflow_trio.flows.expectations import Difference, differences

@@ -6,10 +6,10 @@ import bisect
 import json
 import re
 from collections.abc import Callable, Mapping
-from io import StringIO
 from typing import Any, TypeAlias
 
 from stepflow_trio.cli.text_spans import Span, json_spans, yaml_spans
+from stepflow_trio.cli.yaml_text import emitted, new_emitter
 from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.source import read_source
 
@@ -214,27 +214,10 @@ def _ascii_yaml(value: Any, layout: _Layout) -> str:
 
 
 def _yaml(value: Any, layout: _Layout, *, in_ascii: bool) -> str:
-    from ruamel.yaml import YAML  # here: a flow in JSON needs none
-
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = layout.is_flow
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.allow_unicode = not in_ascii
-    yaml.width = 2**31
-    yaml.brace_single_entry_mapping_in_flow_sequence = True
+    emitter = new_emitter(in_ascii=in_ascii, in_brackets=layout.is_flow)
+    emitter.width = 2**31
+    emitter.brace_single_entry_mapping_in_flow_sequence = True
     dash = layout.dash_offset
-    yaml.indent(mapping=len(layout.step), sequence=dash + 2, offset=dash)
-    representer: Any = yaml.representer
-    representer.ignore_aliases = lambda _: True  # pyright: ignore[reportUnknownLambdaType]: any value
-
-    def represent_text(representer: Any, text: str) -> Any:
-        # The emitter falls back to quotes where lines cannot stand as they are.
-        style = "|" if "\n" in text else None
-        return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-    # The representer's own table: its class's is everybody's.
-    representer.yaml_representers = {**representer.yaml_representers, str: represent_text}
-    text = StringIO()
-    yaml.dump(value, text)
-    lines = text.getvalue().rstrip("\n").split("\n")
+    emitter.indent(mapping=len(layout.step), sequence=dash + 2, offset=dash)
+    lines = emitted(emitter, value).rstrip("\n").split("\n")
     return "\n".join([lines[0], *(layout.indent + line if line else line for line in lines[1:])])

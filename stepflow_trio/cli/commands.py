@@ -155,14 +155,12 @@ def visualize(
 @json_option
 def schema(dialect: str | None) -> None:
     """Print the JSON Schema of every message."""
-    import json
-
-    from stepflow_trio.cli.standard_output import write_line
+    from stepflow_trio.cli.standard_output import write_json
     from stepflow_trio.protocol.dialects import Dialect
     from stepflow_trio.protocol.schema import message_schema
 
     described = message_schema(Dialect(dialect) if dialect else Dialect.V0_11)
-    write_line(json.dumps(described, indent=2, ensure_ascii=False))
+    write_json(described)
 
 
 @commands.command("list-components", context_settings=CONTEXT)
@@ -343,7 +341,12 @@ def submit(
     type=click.IntRange(min=1),
     help="Cases that run at once: 10 by default.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing of cases that pass, and show no warnings.")
+@click.option(
+    "--quiet",
+    "-q",
+    is_flag=True,
+    help="Nothing of cases that pass, and no warnings of flows or configurations.",
+)
 @json_option
 def test(paths: tuple[str, ...], config: str | None, **options: Any) -> int:
     """Run the test cases that flows carry.
@@ -358,7 +361,7 @@ def test(paths: tuple[str, ...], config: str | None, **options: Any) -> int:
     Exit codes: 0 all cases passed, or were updated; 1 a case failed; 2 wrong usage, or a flow or a
     configuration cannot be used, whatever the cases came to; 130 interrupted.
     """
-    from stepflow_trio.cli.flow_testing import run_flow_tests
+    from stepflow_trio.cli.case_testing import run_flow_tests
 
     return run_flow_tests(
         paths,

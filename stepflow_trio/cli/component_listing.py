@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from stepflow_trio.cli.component_lines import component_lines
+from stepflow_trio.cli.component_display import component_lines
 from stepflow_trio.cli.configuration import read_configuration
 from stepflow_trio.cli.exits import FAILED
-from stepflow_trio.cli.inference import flow_text
 from stepflow_trio.cli.interruption import run_until_signal
 from stepflow_trio.cli.notices import complain, show_diagnostic
-from stepflow_trio.cli.standard_output import write_line, write_stdout
+from stepflow_trio.cli.standard_output import write_json, write_line, write_stdout
+from stepflow_trio.cli.yaml_text import yaml_document
 from stepflow_trio.runtime import ListedComponent, open_runtime
 
 
@@ -36,9 +35,9 @@ def list_configured_components(
     components, problems = run_until_signal(ask)
     listed = [_as_json(component, with_schemas=with_schemas) for component in components]
     if format == "json":
-        write_line(json.dumps({"components": listed}, indent=2, ensure_ascii=False))
+        write_json({"components": listed})
     elif format == "yaml":
-        write_stdout(flow_text({"components": listed}, suffix=".yaml").encode())
+        write_stdout(yaml_document({"components": listed}))
     else:
         for line in component_lines(listed):
             write_line(line)

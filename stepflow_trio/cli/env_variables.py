@@ -29,7 +29,7 @@ def with_environment(flow: Flow, given: Mapping[str, Any], environ: Mapping[str,
     found = dict(given)
     missing: list[str] = []
     required = _member(_member(_member(flow.schemas, "properties"), "variables"), "required") or ()
-    references, defaults = _references(flow), variable_defaults(flow.schemas)
+    references, defaults = referenced_variables(flow), variable_defaults(flow.schemas)
     for name in dict.fromkeys([*declared, *references]):
         if name in found:
             continue
@@ -46,7 +46,7 @@ def with_environment(flow: Flow, given: Mapping[str, Any], environ: Mapping[str,
     return found
 
 
-def _references(flow: Flow) -> dict[str, bool]:
+def referenced_variables(flow: Flow) -> dict[str, bool]:
     """The variables that a flow reads, and whether there is a place where it does so without a default."""
     found: dict[str, bool] = {}
     for expression in (*(step.input for step in flow.steps), flow.output):

@@ -20,6 +20,7 @@ import click
 
 from stepflow_trio.cli.interruption import Interrupted
 from stepflow_trio.cli.notices import complain, show_invalid, speak_json, speaks_json, written_place
+from stepflow_trio.cli.standard_error import finish_errors
 from stepflow_trio.errors import ConfigError, FlowInvalid, StepflowError
 
 FAILED = 1
@@ -45,9 +46,16 @@ class Unusable(Exception):
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, report how it went wrong, and return the exit code."""
+    speak_json(False)
+    try:
+        return _exit_code(arguments)
+    finally:
+        finish_errors()
+
+
+def _exit_code(arguments: Sequence[str]) -> int:
     from stepflow_trio.cli.commands import commands
 
-    speak_json(False)
     try:
         code = commands.main(list(arguments), prog_name="stepflow-trio", standalone_mode=False)
     except click.ClickException as exc:

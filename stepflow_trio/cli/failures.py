@@ -114,6 +114,8 @@ class Failures:
             where += f" in step {step_id} ({self._components[step_id]})"
         lines = [f"run failed{where}: {error.message} (code {error.code})"]
         lines += [f"  {hint}" for hint in _suggestion(error)]
+        if (why := fault_of(error)) is not None:
+            lines.append(f"  {why}")
         stderr = _stderr_tail(error)
         if any(line not in error.message and line not in self._shown for line in stderr):
             lines += [f"  | {line}" for line in stderr]
@@ -138,6 +140,15 @@ class Failures:
             self._first = index
         else:
             self._failed_steps.pop(index, None)
+
+
+def fault_of(error: FlowError) -> str | None:
+    """What the error's data says of a component that broke, unless its message does."""
+    stack: Any = _detail(error, "stack")
+    first = cast("list[Any]", stack)[0] if isinstance(stack, list) and stack else None
+    found: Any = cast("dict[str, Any]", first).get("attachments") if isinstance(first, dict) else None
+    last = cast("list[Any]", found)[-1] if isinstance(found, list) and found else None
+    return last if isinstance(last, str) and last not in error.message else None
 
 
 def _suggestion(error: FlowError) -> list[str]:

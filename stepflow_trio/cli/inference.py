@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,16 @@ import msgspec
 
 from stepflow_trio.cli.configuration import read_configuration
 from stepflow_trio.cli.exits import FAILED, MISUSED, Unusable
+from stepflow_trio.cli.line_writer import unwritable
 from stepflow_trio.cli.notices import complain, show_diagnostic, speaks_json
 from stepflow_trio.cli.plain_text import count
-from stepflow_trio.cli.standard_output import write_stdout
+from stepflow_trio.cli.standard_output import json_document, write_stdout
 from stepflow_trio.cli.type_checking import check_flow_types
 from stepflow_trio.cli.validation import diagnostics_json
-from stepflow_trio.errors import FlowInvalid, StepflowError
+from stepflow_trio.cli.yaml_text import yaml_document
+from stepflow_trio.errors import FlowInvalid
 from stepflow_trio.flows.inference import infer_schemas
 from stepflow_trio.flows.reader import examine_flow_file
-from stepflow_trio.flows.source import read_source
 from stepflow_trio.flows.type_check import TypeCheck
 from stepflow_trio.flows.types import shown
 
@@ -73,18 +72,17 @@ def infer_flow(
         }
         if show_step_inputs:
             value["stepInputs"] = _step_inputs(checked.types)
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        written = json_document(value)
     else:
-        text = flow_text(completed, suffix=(target or Path(flow_path)).suffix)
+        written = flow_text(completed, suffix=(target or Path(flow_path)).suffix)
         for diagnostic in found:
             show_diagnostic(diagnostic)
         if show_step_inputs:
             for step_id, types in _step_inputs(checked.types).items():
-                text = f"{step_id}: given {types['given']}, takes {types['taken']}"
-                complain(text, level="info")
+                complain(f"{step_id}: given {types['given']}, takes {types['taken']}", level="info")
     for problem in checked.problems:
         complain(f"warning: {problem}", level="warning")
-    _write(text, target)
+    _write(written, target)
     errors = sum(diagnostic.level != "warning" for diagnostic in found)
     if target is not None:
         complain(f"{target} written: {count(errors, 'error')}", level="info", file=str(target))
@@ -112,39 +110,16 @@ def _step_inputs(types: TypeCheck) -> dict[str, dict[str, str]]:
     }
 
 
-def flow_text(flow: Any, *, suffix: str) -> str:
-    """A flow as JSON for the suffix ``.json``, as YAML 1.2 for any other; it reads back as it was."""
-    if suffix.lower() == ".json":
-        return json.dumps(flow, indent=2, ensure_ascii=False) + "\n"
-    text = _yaml_text(flow, in_ascii=False)
-    try:
-        reads_back = json.dumps(read_source(text, name="written.yaml").value) == json.dumps(flow)
-    except FlowInvalid:
-        reads_back = False
-    # The emitter writes some control characters as they are, which changes them or cannot be read.
-    return text if reads_back else _yaml_text(flow, in_ascii=True)
+def flow_text(flow: Any, *, suffix: str) -> bytes:
+    """A flow as JSON for the suffix ``.json``, as YAML for any other."""
+    return json_document(flow) if suffix.lower() == ".json" else yaml_document(flow)
 
 
-def _yaml_text(value: Any, *, in_ascii: bool) -> str:
-    from ruamel.yaml import YAML  # here: a flow in JSON needs none
-
-    yaml: Any = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
-    yaml.allow_unicode = not in_ascii
-    yaml.width = 100
-    yaml.representer.ignore_aliases = lambda _: True  # pyright: ignore[reportUnknownLambdaType]: any value
-    text = StringIO()
-    yaml.dump(value, text)
-    return text.getvalue()
-
-
-def _write(text: str, target: Path | None) -> None:
-    data = text.encode("utf-8", "backslashreplace")
+def _write(data: bytes, target: Path | None) -> None:
     if target is None:
         write_stdout(data)
         return
     try:
         target.write_bytes(data)
     except OSError as exc:
-        raise StepflowError(f"{target} cannot be written: {exc.strerror}") from exc
+        raise unwritable(target, exc) from exc

@@ -15,14 +15,13 @@ Every word that goes there goes through here, but for what click says of wrong u
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepflow_trio.cli.plain_text import plain_lines
+from stepflow_trio.cli.plain_text import count, plain_lines
+from stepflow_trio.cli.standard_error import write_error
 
 if TYPE_CHECKING:
     from stepflow_trio.errors import ConfigError, FlowInvalid
@@ -47,7 +46,7 @@ def speaks_json() -> bool:
 
 
 def complain(text: str, *, level: Level = "error", message: str | None = None, **fields: Any) -> None:
-    """Say something on stderr; what a terminal would act on is made visible.
+    """Say something on stderr; what a terminal would act on is made visible. Never waits, never raises.
 
     Args:
         text: what people read, as it is: with its place, if it has one, and its level.
@@ -56,12 +55,12 @@ def complain(text: str, *, level: Level = "error", message: str | None = None, *
         fields: what programs read besides; those that are None are left out.
     """
     if not _is_json.get():
-        _write("\n".join(plain_lines(text)))
+        write_error("\n".join(plain_lines(text)), _told_gap)
         return
     said: dict[str, Any] = {"level": level}
     said["message"] = message if message is not None else text.removeprefix(_ERROR).removeprefix("warning: ")
     said |= {name: value for name, value in fields.items() if value is not None}
-    _write(json.dumps(said, ensure_ascii=False, default=str))
+    write_error(json.dumps(said, ensure_ascii=False, default=str), _told_gap_json)
 
 
 def show_diagnostic(found: Diagnostic) -> None:
@@ -108,9 +107,10 @@ def written_place(place: str) -> dict[str, Any] | None:
     return {"file": found["file"], **numbers}
 
 
-def _write(text: str) -> None:
-    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
-        return
-    with contextlib.suppress(OSError, ValueError):  # the exit code still says it
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+def _told_gap(lines: int) -> str:
+    return f"… {count(lines, 'line')} {'was' if lines == 1 else 'were'} not written: nobody reads stderr"
+
+
+def _told_gap_json(lines: int) -> str:
+    said = {"level": "warning", "message": _told_gap(lines), "event": "lines_dropped", "lines": lines}
+    return json.dumps(said, ensure_ascii=False)

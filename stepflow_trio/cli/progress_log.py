@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 
-from stepflow_trio.cli.notices import Level
-from stepflow_trio.cli.plain_text import count, duration, plain_lines
+from stepflow_trio.cli.notices import Level, complain
+from stepflow_trio.cli.plain_text import count, duration
 from stepflow_trio.cli.run_state import RunState, ended_worker
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
@@ -47,7 +46,6 @@ class ProgressLog:
         self._state = RunState(input_lines, clock=clock)
         self._batch_logged_at = 0.0
         self._failures_left = MAX_FAILURES
-        self._is_broken = sys.stderr is None  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed
 
     def observe(self, event: Event) -> None:
         """Show an event."""
@@ -57,14 +55,7 @@ class ProgressLog:
 
     def warn(self, text: str, *, level: Level = "warning") -> None:
         """Show something that is no event."""
-        if self._is_broken:
-            return
-        try:
-            sys.stderr.write("\n".join(plain_lines(text)) + "\n")
-            sys.stderr.flush()
-        except OSError:
-            # Nobody reads the log any more; the run goes on, its result has its own way out.
-            self._is_broken = True
+        complain(text, level=level)
 
     async def keep_showing(self) -> None:
         """Do nothing: every event is shown as it happens."""

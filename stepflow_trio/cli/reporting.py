@@ -12,7 +12,7 @@ from typing import Protocol
 from stepflow_trio.cli.log_notices import logged_level, logged_text
 from stepflow_trio.cli.notices import Level, complain, speaks_json
 from stepflow_trio.cli.run_state import RunState
-from stepflow_trio.runtime.events import Event, RunEnded, RunStarted, WorkerEnded
+from stepflow_trio.runtime.events import Event, RunEnded, RunStarted, WorkerEnded, WorkerStarted
 
 
 class Reporter(Protocol):
@@ -40,13 +40,24 @@ class ProblemsOnly:
 
     def __init__(self) -> None:
         self._state = RunState()
+        self._started: set[str] = set()
+        self._unstartable: set[tuple[str, str]] = set()
+        """Plugins whose worker could not be started and why, which is said once."""
 
     def observe(self, event: Event) -> None:
         """Show it if it is a worker's end."""
         if isinstance(event, RunStarted | RunEnded):
             self._state.take_run(event)
+        elif isinstance(event, WorkerStarted):
+            self._started.add(event.plugin)
         elif isinstance(event, WorkerEnded) and not self._state.is_over:
-            text = f"worker {event.plugin} ended: {event.detail}"
+            how = "ended"
+            if event.plugin not in self._started:
+                how = "did not start"
+                if (event.plugin, event.detail) in self._unstartable:
+                    return
+                self._unstartable.add((event.plugin, event.detail))
+            text = f"worker {event.plugin} {how}: {event.detail}"
             complain(text, level="warning", event="worker_ended", plugin=event.plugin)
 
     def warn(self, text: str, *, level: Level = "warning") -> None:

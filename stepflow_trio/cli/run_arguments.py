@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stepflow_trio.cli.configuration import read_configuration
-from stepflow_trio.cli.env_variables import with_environment
+from stepflow_trio.cli.env_variables import referenced_variables, with_environment
 from stepflow_trio.cli.given_overrides import overridden
 from stepflow_trio.cli.given_values import (
     STDIN,
@@ -23,7 +23,7 @@ from stepflow_trio.cli.given_values import (
     read_value,
     require_object,
 )
-from stepflow_trio.cli.notices import show_diagnostic
+from stepflow_trio.cli.notices import complain, show_diagnostic, written_place
 from stepflow_trio.cli.results_output import ResultsOutput
 from stepflow_trio.cli.route_check import unreachable_steps
 from stepflow_trio.errors import FlowInvalid
@@ -31,6 +31,8 @@ from stepflow_trio.flows.diagnostics import DiagnosticKind
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import read_flow_file
 from stepflow_trio.flows.secrets import FlowSecrets
+from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.flows.variables import declared_variables
 from stepflow_trio.runtime.config import Config
 
 NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCRIPTION)
@@ -38,6 +40,15 @@ NOT_SHOWN = (DiagnosticKind.MISSING_FLOW_NAME, DiagnosticKind.MISSING_FLOW_DESCR
 
 _FROM_STDIN = ("input", "inputs", "variables", "overrides")
 """Options whose file may be ``-``."""
+
+_SOURCES = {
+    "flow": "the flow",
+    "input": "the input",
+    "inputs": "the file of inputs",
+    "variables": "the file of variables",
+    "overrides": "the file of overrides",
+}
+"""What the files are that options name."""
 
 _NO_INPUT = "There is no input: give --input, --input-json or --input-yaml, or pipe it in."
 
@@ -86,7 +97,7 @@ class RunArguments(InputArguments):
             show_diagnostic(warning)
         if not given.overrides_option:
             _require_routes(flow, flow_path, config)
-        fields = given.read(flow)
+        fields = given.read(flow, config_path=config.source)
         if given.overrides_option:
             # An override may lead a step elsewhere.
             _require_routes(given.runs, f"{flow_path} with {given.overrides_option}", config)
@@ -144,12 +155,15 @@ class _Given:
         self._variables_option = variables_option
         self.overrides_option = _written(overrides_option) if overrides_option else None
 
-    def read(self, flow: Flow) -> dict[str, Any]:
+    def read(self, flow: Flow, *, config_path: str | None = None) -> dict[str, Any]:
         """The fields of `InputArguments`, read from the files that the options name; checked by the flow."""
         given = self.options
         self.runs = flow
         """What runs: the flow, with the overrides."""
         output = ResultsOutput(given.get("output"))
+        sources = {what: given.get(option) for option, what in _SOURCES.items()}
+        sources["the configuration"] = config_path
+        output.require_other_than({what: path for what, path in sources.items() if path})
         stdin_format: Format = given.get("stdin_format", "json")
         is_batch = "inputs" in given
         secrets = FlowSecrets.of(flow)
@@ -159,6 +173,7 @@ class _Given:
         with quoting_nothing(if_any_of=secrets and secrets.variables):
             value: Any = _given_value(given, "variables", stdin_format) if option else {}
         variables = require_object(value, what=_written(option or "variables"))
+        _warn_of_unknown(variables, flow, option=_written(option or "variables"))
         if given.get("env_variables"):
             variables = with_environment(flow, variables, os.environ)
         overrides: Any = None
@@ -187,6 +202,20 @@ class _Given:
                 raise click.UsageError(_NO_INPUT)
             return read_text_value(text, name="<stdin>", format=stdin_format)
         return _given_value(self.options, "input", stdin_format)
+
+
+def _warn_of_unknown(variables: dict[str, Any], flow: Flow, *, option: str) -> None:
+    """Say which variables a flow that declares its variables does not have."""
+    declared = declared_variables(flow.schemas)
+    if declared is None:
+        return
+    known = {**declared, **referenced_variables(flow)}
+    for name in (name for name in variables if name not in known):
+        hint = did_you_mean(name, known)
+        message = f'the flow has no variable "{name}"'
+        text = f"{option}: warning: {message}{'; ' + hint if hint else ''}"
+        place = written_place(option)
+        complain(text, level="warning", message=message, hint=hint or None, place=place)
 
 
 def _given_value(given: dict[str, Any], name: str, stdin_format: Format) -> Any:

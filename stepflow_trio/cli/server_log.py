@@ -9,6 +9,7 @@ from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.plain_text import count, plain_line
 from stepflow_trio.flows.results import Failed
 from stepflow_trio.runtime.events import (
+    STOPPED,
     Event,
     RunEnded,
     RunStarted,
@@ -44,6 +45,10 @@ class ServerLog:
                 text = plain_line(event.text)
                 fields = {"event": "worker_line", "plugin": event.plugin}
                 complain(f"{event.plugin}: {text}", level="info", message=text, **fields)
+            case WorkerEnded(detail=detail) if detail == STOPPED:
+                if self._least <= logging.INFO:
+                    text = f"worker {event.plugin} ended: {detail}"
+                    complain(text, level="info", event="worker_ended", plugin=event.plugin)
             case WorkerEnded() if self._least <= logging.WARNING:
                 text = f"worker {event.plugin} ended: {event.detail}"
                 complain(text, level="warning", event="worker_ended", plugin=event.plugin)

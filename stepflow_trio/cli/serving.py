@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -17,7 +16,7 @@ from stepflow_trio.cli.interruption import heeded_signals
 from stepflow_trio.cli.log_notices import NoticeHandler
 from stepflow_trio.cli.notices import complain, show_diagnostic
 from stepflow_trio.cli.server_log import ServerLog
-from stepflow_trio.cli.standard_output import write_line
+from stepflow_trio.cli.standard_output import write_json_line
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.protocol import blobs
 from stepflow_trio.runtime import open_runtime
@@ -126,7 +125,7 @@ async def _serve(open_server: Callable[[], AbstractAsyncContextManager[HttpHost]
 
             nursery.start_soon(heed_signals)
             async with open_server() as http:
-                write_line(json.dumps({"port": http.port}))
+                write_json_line({"port": http.port})
                 url = f"{http.url}/api/v1"
                 complain(f"serving {url}", level="info", event="serving", url=url)
                 await stop.wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stepflow_trio.errors import StepflowError
 
@@ -26,7 +27,22 @@ def write_stdout(data: bytes) -> None:
 
 def write_line(text: str) -> None:
     """Write a line to stdout; see `write_stdout`."""
-    write_stdout(text.encode("utf-8", "backslashreplace") + b"\n")
+    write_stdout(_encoded(text) + b"\n")
+
+
+def write_json(value: Any) -> None:
+    """Write a document in JSON to stdout, indented; see `write_stdout`."""
+    write_stdout(json_document(value))
+
+
+def write_json_line(value: Any) -> None:
+    """Write a value in JSON to stdout as one line, for who reads line by line; see `write_stdout`."""
+    write_line(json.dumps(value, ensure_ascii=False))
+
+
+def json_document(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return _encoded(json.dumps(value, indent=2, ensure_ascii=False)) + b"\n"
 
 
 def require_stdout() -> None:
@@ -46,3 +62,8 @@ def raise_stdout_error(exc: OSError) -> NoReturn:
 def abandon_stdout() -> None:
     """Let nothing that waits to be written be tried, and complained about, when the interpreter exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encoded(text: str) -> bytes:
+    # A lone surrogate is escaped as JSON would have it.
+    return text.encode("utf-8", "backslashreplace")

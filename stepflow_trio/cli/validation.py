@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from stepflow_trio.cli.exits import FAILED, MISUSED
 from stepflow_trio.cli.notices import speaks_json
 from stepflow_trio.cli.plain_text import count, plain_lines
 from stepflow_trio.cli.route_check import unreachable_steps
-from stepflow_trio.cli.standard_output import write_line
+from stepflow_trio.cli.standard_output import write_json, write_line
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.diagnostics import Diagnostic, DiagnosticKind, Place
 from stepflow_trio.flows.reader import examine_flow_file
@@ -61,7 +60,7 @@ def validate_files(
                 problems = checked.problems
     if speaks_json():
         configuration = {**diagnostics_json(of_config), "unavailable": problems}
-        _write_json({**diagnostics_json(found), "configuration": configuration})
+        write_json({**diagnostics_json(found), "configuration": configuration})
     else:
         _write_text(flow_path, [*found, *of_config], problems)
     if any(map(_is_error, [*found, *of_config])):
@@ -104,10 +103,6 @@ def diagnostics_json(found: list[Diagnostic]) -> dict[str, Any]:
         "numError": levels.count("error"),
         "numWarning": levels.count("warning"),
     }
-
-
-def _write_json(value: dict[str, Any]) -> None:
-    write_line(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _write_text(flow_path: str, found: list[Diagnostic], problems: list[str]) -> None:

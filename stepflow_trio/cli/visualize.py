@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import msgspec
 
 from stepflow_trio.cli.exits import Unusable
 from stepflow_trio.cli.notices import speaks_json
-from stepflow_trio.cli.standard_output import require_stdout, write_line, write_stdout
+from stepflow_trio.cli.standard_output import require_stdout, write_json_line, write_stdout
 from stepflow_trio.errors import StepflowError
 from stepflow_trio.flows.graph import FlowGraph, flow_graph
 from stepflow_trio.flows.reader import read_flow_file
@@ -61,7 +60,7 @@ def draw_flow(
     if path is not None:
         _write_file(path, drawing, overwrites=overwrites)
     if speaks_json():
-        write_line(json.dumps(_as_json(drawing, format, path), ensure_ascii=False))
+        write_json_line(_as_json(drawing, format, path))
     elif path is None:
         write_stdout(drawing)
     return 0

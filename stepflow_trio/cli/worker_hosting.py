@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -15,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from stepflow_trio.cli.bind_check import require_guarded
-from stepflow_trio.cli.component_lines import component_lines
+from stepflow_trio.cli.component_display import component_lines
 from stepflow_trio.cli.exits import Unusable, shows_tracebacks
 from stepflow_trio.cli.log_notices import NoticeHandler
 from stepflow_trio.cli.notices import complain, speaks_json
-from stepflow_trio.cli.standard_output import write_line
-from stepflow_trio.errors import StepflowError
+from stepflow_trio.cli.standard_output import write_json, write_line
+from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.worker.process import allow_many_descriptors, serve_until_signal
 from stepflow_trio.worker.worker import Worker
 
 _FILE_MODULE = "stepflow_components"
@@ -56,19 +56,25 @@ def host_worker(
     # Why a component failed is nowhere but in the log.
     logging.basicConfig(handlers=[NoticeHandler(with_tracebacks=True)], level=logging.WARNING)
     if not over_http:
+        if sys.stdin is not None and sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison]: it is, when closed at the start
+            text = "this is for a runtime, which speaks to it on stdin; Ctrl-C ends it"
+            complain(f"{text}. --list shows its components, --http serves over HTTP", level="info")
         worker.run_stdio()
         return 0
-    from stepflow_trio.transports.http.bearer import BearerTokens  # here: a stdio worker needs none of it
+    import trio  # here: a stdio worker needs none of it
+
+    from stepflow_trio.transports.http.bearer import BearerTokens
+    from stepflow_trio.transports.http.limits import HttpServerLimits
     from stepflow_trio.transports.http.security import HttpSecurity
 
     bearer = None if bearer_token_file is None else BearerTokens.from_file(bearer_token_file)
     security = HttpSecurity(allowed_hosts=allowed_host, bearer=bearer)
-    try:
-        worker.run_http(host, port or 0, security=security, allow_insecure_bind=allow_insecure_bind)
-    except SystemExit as exc:
-        if isinstance(exc.__cause__, StepflowError):
-            raise exc.__cause__ from None
-        raise
+    limits = HttpServerLimits()
+    http = worker.open_http(
+        host, port or 0, security=security, allow_insecure_bind=allow_insecure_bind, http_limits=limits
+    )
+    allow_many_descriptors()
+    trio.run(serve_until_signal, http, limits.drain_s)
     return 0
 
 
@@ -88,7 +94,7 @@ def list_worker(target: str) -> int:
                 "input_schema": component.input_schema,
                 "output_schema": component.output_schema,
             }
-        write_line(json.dumps({"components": listed}, indent=2, ensure_ascii=False))
+        write_json({"components": listed})
     else:
         for line in component_lines(listed):
             write_line(line)
@@ -151,7 +157,7 @@ def _file_module(where: str) -> ModuleType:
     sys.modules[_FILE_MODULE] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _failed_import(exc, where) from exc
     return module
 
@@ -168,11 +174,11 @@ def _module(where: str, target: str) -> ModuleType:
             looked = f"there is no module {exc.name!r} in {Path.cwd()} or where Python {sys.prefix} looks"
             raise Unusable(f"{looked}{hint}", target) from exc
         raise _failed_import(exc, where) from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _failed_import(exc, where) from exc
 
 
-def _failed_import(exc: Exception, where: str) -> Unusable:
+def _failed_import(exc: Exception | SystemExit, where: str) -> Unusable:
     """That a module cannot be imported, and the line in it that raised, if it is not further down."""
     import traceback
 
@@ -222,7 +228,4 @@ def _what_there_is(module: ModuleType, name: str) -> str:
     workers = _workers(module)
     if not workers:
         return "" if name == "" else "; it holds no Worker"
-    import difflib
-
-    near = difflib.get_close_matches(name, workers, 1)
-    return f'; did you mean "{near[0]}"?' if near else f"; its Workers are {', '.join(workers)}"
+    return f"; {did_you_mean(name, workers) or 'its Workers are ' + ', '.join(workers)}"

@@ -69,6 +69,8 @@ class DiagnosticKind(enum.Enum):
     """Ours: a schema that no value can be checked against."""
     INVALID_SETTING = ("invalidSetting", 2902)
     """Ours: what a configuration says cannot be used."""
+    UNLISTED_COMPONENT = ("unlistedComponent", 2903)
+    """Ours: a component that its worker, asked for all that it has, did not list."""
 
     DUPLICATE_STEP_ID = ("duplicateStepId", 3000)
     EMPTY_STEP_ID = ("emptyStepId", 3001)

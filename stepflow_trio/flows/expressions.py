@@ -129,6 +129,15 @@ _COMPANIONS: dict[str, tuple[str, ...]] = {
 _EARLIER_SOURCES = frozenset({"step", "workflow", "variable"})
 """What ``$from`` named in release 0.8."""
 
+_OTHER_NAMES = {
+    "$var": "$variable",
+    "$vars": "$variable",
+    "$lit": "$literal",
+    "$stepId": "$step",
+    "$step_id": "$step",
+}
+"""What expressions are called by mistake, though it is no misspelling."""
+
 _TELLING = tuple(key for key in _COMPANIONS if len(key) > len("$if"))
 """Those whose misspellings are not everyday keys, as ``$id`` is."""
 
@@ -269,7 +278,7 @@ class _Parser:
         for name in fields:
             if not name.startswith("$"):
                 continue
-            meant = closest(name, _TELLING)
+            meant = _OTHER_NAMES.get(name) or closest(name, _TELLING)
             if meant is not None:
                 message = f'"{name}" is no expression: the object is data'
                 suggestion = f'did you mean "{meant}"?'

@@ -17,7 +17,7 @@ from stepflow_trio.flows.results import flow_result_from_json
 from stepflow_trio.flows.suggestions import closest
 from stepflow_trio.protocol.json_types import json_type
 
-__all__ = ["path_as_written", "shape_flow"]
+__all__ = ["misspelled_step_fields", "path_as_written", "shape_flow"]
 
 _MAX_RETRIES = 2**32 - 1
 
@@ -33,6 +33,8 @@ class _Known(msgspec.Struct, frozen=True):
     """Earlier fields that are not read as such, and what to write today."""
     silent: tuple[str, ...] = ()
     """Fields that nobody reads and that are fine."""
+    mistaken: dict[str, str] = {}
+    """What fields are called by mistake, though it is no misspelling."""
 
 
 _NO_SKIP = "steps are no longer skipped: choose with $if or $coalesce where the result is read"
@@ -69,6 +71,13 @@ _ON_ERROR = _Known(
     "onError",
     ("action", "defaultValue", "maxRetries"),
     renamed={"default_value": "defaultValue", "max_retries": "maxRetries"},
+    mistaken={
+        "default": "defaultValue",
+        "value": "defaultValue",
+        "maxRetry": "maxRetries",
+        "max_retry": "maxRetries",
+        "retries": "maxRetries",
+    },
 )
 _ACTIONS = {"fail": "fail", "useDefault": "useDefault", "retry": "retry", "use_default": "useDefault"}
 _TEST = _Known(
@@ -97,6 +106,13 @@ def shape_flow(value: Any, report: Callable[[Finding], None]) -> Flow:
     fatal finding the flow is good for further checks only.
     """
     return _Shaper(report).flow(value)
+
+
+def misspelled_step_fields(patch: Mapping[str, Any]) -> list[Finding]:
+    """The fields of a part of a step that are all but certainly known ones with a typing error."""
+    findings: list[Finding] = []
+    _Shaper(findings.append).check_step_fields(dict(patch))
+    return [found for found in findings if found.kind is DiagnosticKind.MISSPELLED_FIELD]
 
 
 class _Shaper:
@@ -168,6 +184,12 @@ class _Shaper:
             timeout_s=self._timeout_s(fields),
             metadata=self._object(fields, "metadata") or {},
         )
+
+    def check_step_fields(self, raw: dict[str, Any]) -> None:
+        """Report the fields that a step, or its ``onError``, does not have."""
+        on_error, at = self._fields(raw, (), _STEP).get("onError", (None, ()))
+        if isinstance(on_error, dict):
+            self._fields(cast("dict[str, Any]", on_error), at, _ON_ERROR)
 
     def _timeout_s(self, step: _Fields) -> float | None:
         value, at = step.get("timeoutSecs", (None, ()))
@@ -356,7 +378,10 @@ class _Shaper:
         return fields
 
     def _unknown(self, name: str, at: JsonPath, known: _Known, raw: Mapping[str, Any]) -> None:
-        meant = closest(name, (n for n in known.names if n not in raw))
+        free = [n for n in known.names if n not in raw]
+        meant = known.mistaken.get(name)
+        if meant not in free:
+            meant = closest(name, free)
         if meant is not None:
             message = f'{known.what} has no field "{name}"'
             self._found(DiagnosticKind.MISSPELLED_FIELD, message, at, f'did you mean "{meant}"?', at_key=True)

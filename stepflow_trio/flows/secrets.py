@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import compress, count
 from typing import Any, cast
 
 from stepflow_trio.flows.model import Flow
@@ -56,6 +58,9 @@ _MAX_SPELLED_CHARACTERS = 8192
 _MAX_KEYS_SOUGHT = 500
 """So many are looked for one after the other, which is quick; of more, which ones begin at each position."""
 
+_MANY_NEW = 16
+"""If of so many spellings one is new, all are sorted again; fewer are put in their places."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9_.\-]+")
 """Spelled the same in JSON, in Python and in a URL."""
 
@@ -95,17 +100,21 @@ class SecretTexts:
     written in a URL; see also :data:`MIN_LINE_CHARACTERS` and :data:`CUT_CHARACTERS`. Not found is what is
     encoded in another way, such as base64.
 
-    A text takes time in proportion to its length, and a call for a short text to the number of secrets at
-    most.
+    A text takes time in proportion to its length: once more for each secret that overlaps others there, and
+    a little more, as the logarithm, the more secrets there are that begin with the same
+    :data:`CUT_CHARACTERS`. How many others there are makes no difference. Each takes some 500 bytes and those
+    of its spellings.
     """
 
-    __slots__ = ("_by_key", "_known", "_lengths")
+    __slots__ = ("_by_key", "_known", "_lengths", "_spelled")
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._known: set[str] = set()
-        self._by_key: dict[str, list[str]] = {}
-        """The spellings by how they begin: the first CUT_CHARACTERS of each, or all of a shorter one."""
-        self._lengths: dict[str, list[int]] = {}
+        self._spelled: set[str] = set()
+        self._by_key: dict[str, str | _Alike] = {}
+        """The spellings by how they begin: the first CUT_CHARACTERS of each, or all of a shorter one. With
+        many there is no object for each that the collector of garbage has to look at."""
+        self._lengths: dict[tuple[str, ...], tuple[int, ...]] = {}
         """Of what begins with these MIN_SECRET_CHARACTERS, how long the keys are."""
         self.add(secrets)
 
@@ -124,16 +133,24 @@ class SecretTexts:
             self._known.add(secret)
             new.append(secret)
             for spelling in _spellings(secret):
-                key = spelling[:CUT_CHARACTERS]
-                begins = self._by_key.get(key)
-                if begins is None:
-                    begins = self._by_key[key] = []
-                    lengths = self._lengths.setdefault(key[:MIN_SECRET_CHARACTERS], [])
-                    if len(key) not in lengths:
-                        lengths.append(len(key))
-                if spelling not in begins:
-                    begins.append(spelling)
+                if spelling not in self._spelled:
+                    self._spelled.add(spelling)
+                    self._add_spelling(spelling)
         return new
+
+    def _add_spelling(self, spelling: str) -> None:
+        key = spelling[:CUT_CHARACTERS]
+        alike = self._by_key.get(key)
+        if alike is None:
+            self._by_key[key] = spelling
+            head = tuple(key[:MIN_SECRET_CHARACTERS])
+            lengths = self._lengths.get(head, ())
+            if len(key) not in lengths:
+                self._lengths[head] = (*lengths, len(key))
+        elif isinstance(alike, str):
+            self._by_key[key] = _Alike([alike, spelling])
+        else:
+            alike.add(spelling)
 
     def redact(self, text: str) -> str:
         """``text`` with every secret in it replaced; the same object where there is none."""
@@ -156,22 +173,90 @@ class SecretTexts:
     def _found(self, text: str) -> Iterator[tuple[int, int]]:
         """Where secrets begin and end; they may overlap, but not one with itself."""
         if len(self._by_key) <= min(len(text), _MAX_KEYS_SOUGHT):
-            for key, spellings in self._by_key.items():
+            for key, alike in self._by_key.items():
                 at = text.find(key)
                 while at >= 0:
-                    end = at + _length_at(text, at, key, spellings)
+                    end = at + _longest_agreement(text, at, key, alike)
                     yield at, end
                     at = text.find(key, end)
             return
         ends: dict[str, int] = {}
         lengths_of = self._lengths
-        for at in range(len(text) - MIN_SECRET_CHARACTERS + 1):
-            for length in lengths_of.get(text[at : at + MIN_SECRET_CHARACTERS], ()):
+        # In one pass without a line of Python for each character, for almost no position begins a secret.
+        beginnings = zip(text, text[1:], text[2:], text[3:], strict=False)
+        for at in compress(count(), map(lengths_of.__contains__, beginnings)):
+            for length in lengths_of[tuple(text[at : at + MIN_SECRET_CHARACTERS])]:
                 key = text[at : at + length]
-                spellings = self._by_key.get(key)
-                if spellings is not None and ends.get(key, 0) <= at:
-                    ends[key] = end = at + _length_at(text, at, key, spellings)
+                alike = self._by_key.get(key)
+                if alike is not None and ends.get(key, 0) <= at:
+                    ends[key] = end = at + _longest_agreement(text, at, key, alike)
                     yield at, end
+
+
+def _longest_agreement(text: str, at: int, key: str, alike: str | _Alike) -> int:
+    """How far ``text`` agrees, from ``at`` on, with a spelling that begins with ``key``, which is there."""
+    if isinstance(alike, str):
+        return _agreement(text, at, alike, len(key))
+    return alike.agreement(text, at)
+
+
+class _Alike:
+    """Spellings with the same first CUT_CHARACTERS."""
+
+    __slots__ = ("_sorted", "_spellings")
+
+    def __init__(self, spellings: list[str]) -> None:
+        self._spellings = spellings
+        self._sorted = 0
+        """So many of them are in order."""
+
+    def add(self, spelling: str) -> None:
+        """Take in one that is not among them."""
+        self._spellings.append(spelling)
+
+    def agreement(self, text: str, at: int) -> int:
+        """How far ``text`` agrees, from ``at`` on, with the one that it agrees with the longest.
+
+        What all of them begin with is there.
+        """
+        if self._sorted < len(self._spellings):
+            self._sort()
+        # Where the text would stand among them, the one before or the one behind agrees the longest. The
+        # search sees both, and compares what is not known to agree with all that are left.
+        low, high = 0, len(self._spellings)
+        low_agrees = high_agrees = longest = CUT_CHARACTERS
+        while low < high:
+            middle = (low + high) // 2
+            spelling = self._spellings[middle]
+            agrees = _agreement(text, at, spelling, min(low_agrees, high_agrees))
+            longest = max(longest, agrees)
+            if agrees < len(spelling) and text[at + agrees : at + agrees + 1] < spelling[agrees]:
+                high, high_agrees = middle, agrees
+            else:
+                low, low_agrees = middle + 1, agrees
+        return longest
+
+    def _sort(self) -> None:
+        new = self._spellings[self._sorted :]
+        if len(new) * _MANY_NEW > len(self._spellings):
+            self._spellings.sort()
+        else:
+            del self._spellings[self._sorted :]
+            for spelling in new:
+                insort(self._spellings, spelling)
+        self._sorted = len(self._spellings)
+
+
+def _agreement(text: str, at: int, spelling: str, known: int) -> int:
+    """How many characters of ``text``, from ``at`` on, are as the spelling begins; ``known`` of them are."""
+    agrees, step = known, 64
+    while step and agrees < len(spelling):
+        if text.startswith(spelling[agrees : agrees + step], at + agrees):
+            agrees = min(agrees + step, len(spelling))
+            step *= 2
+        else:
+            step //= 2
+    return agrees
 
 
 def redact(value: Any, places: SecretPlaces | None, texts: SecretTexts) -> Any:
@@ -281,24 +366,6 @@ def _redacted_object(
                 shown_name = f"{plain} {times[plain]}"
         written[shown_name] = shown
     return written if is_changed else value
-
-
-def _length_at(text: str, at: int, key: str, spellings: list[str]) -> int:
-    """How far ``text`` agrees, from ``at`` on, with the one of the spellings that it agrees with the longest.
-
-    All of them begin with ``key``, which is there.
-    """
-    longest = len(key)
-    for spelling in spellings:
-        length, step = len(key), 64
-        while step and length < len(spelling):
-            if text.startswith(spelling[length : length + step], at + length):
-                length = min(length + step, len(spelling))
-                step *= 2
-            else:
-                step //= 2
-        longest = max(longest, length)
-    return longest
 
 
 def _spellings(secret: str) -> list[str]:

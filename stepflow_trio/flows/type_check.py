@@ -7,7 +7,7 @@ Types are JSON Schemas. A step's input has the type of its expression; a step's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -82,7 +82,13 @@ class TypeCheck(msgspec.Struct, frozen=True):
     """What the types refer to."""
 
 
-def check_types(flow: Flow, components: Mapping[str, ComponentInfo], *, strict: bool = False) -> TypeCheck:
+def check_types(
+    flow: Flow,
+    components: Mapping[str, ComponentInfo],
+    *,
+    strict: bool = False,
+    asked: Collection[str] = (),
+) -> TypeCheck:
     """Check the types of a flow that was read without errors.
 
     Args:
@@ -91,17 +97,22 @@ def check_types(flow: Flow, components: Mapping[str, ComponentInfo], *, strict: 
             a path are parameters. A component that is not among them takes and returns anything.
         strict: whether to warn of what cannot be checked: components without an output schema (1100), values
             that may not fit (1101), paths into what is not described (1003).
+        asked: paths of components whose workers have all listed what they have. One of them that is not
+            among ``components`` does not exist.
 
     What is certain to be wrong for some values is found either way: 2100 for a value that does not fit, 2101
-    for a path that leads nowhere.
+    for a path that leads nowhere, 2903 for a component that does not exist.
     """
-    return _Checker(flow, components, strict=strict).check()
+    return _Checker(flow, components, strict=strict, asked=asked).check()
 
 
 class _Checker:
-    def __init__(self, flow: Flow, components: Mapping[str, ComponentInfo], *, strict: bool) -> None:
+    def __init__(
+        self, flow: Flow, components: Mapping[str, ComponentInfo], *, strict: bool, asked: Collection[str]
+    ) -> None:
         self._flow = flow
         self._components = components
+        self._asked = asked
         self._table = _table_of(components)
         self._strict = strict
         self._findings: list[Finding] = []
@@ -136,17 +147,8 @@ class _Checker:
         info = self._component(step.component)
         taken = self._schema_of(info.input_schema if info is not None else None, step, at)
         offered = self._schema_of(info.output_schema if info is not None else None, step, at)
-        if info is None and self._components:
-            hint = did_you_mean(step.component, self._components)
-            if hint or self._strict:
-                message = f"{step.component} is not among the components that the workers list"
-                self._report(
-                    DiagnosticKind.UNTYPED_COMPONENT_OUTPUT,
-                    message,
-                    (*at, "component"),
-                    hint or "it may well exist: a worker need not list everything",
-                    {"step_id": step.id, "component": step.component},
-                )
+        if info is None:
+            self._report_unlisted(step, at)
         if taken is not None:
             fit = subtype(given, taken, self._pool)
             if fit.verdict is not Verdict.YES and step.input == _NULL_INPUT:
@@ -173,6 +175,20 @@ class _Checker:
         return StepTypes(
             given, taken if taken is not None else ANYTHING, result, declared=declared, offered=offered
         )
+
+    def _report_unlisted(self, step: Step, at: JsonPath) -> None:
+        hint = did_you_mean(step.component, self._components)
+        if step.component in self._asked:
+            kind = DiagnosticKind.UNLISTED_COMPONENT
+            message = f"there is no {step.component}: its worker does not list it"
+        elif self._components and (hint or self._strict):
+            kind = DiagnosticKind.UNTYPED_COMPONENT_OUTPUT
+            message = f"{step.component} is not among the components that the workers list"
+            hint = hint or "it may well exist: its worker could not be asked"
+        else:
+            return
+        data = {"step_id": step.id, "component": step.component}
+        self._report(kind, message, (*at, "component"), hint, data)
 
     def _check_declared(self, step: Step, at: JsonPath, declared: Any, offered: Any) -> None:
         """A declaration may say more than the component does, but nothing that never comes true."""

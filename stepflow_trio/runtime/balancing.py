@@ -14,7 +14,8 @@ import trio
 from stepflow_trio.errors import ErrorCode, StepflowError
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
-from stepflow_trio.runtime.worker_plugin import WorkerPlugin, is_local_lack
+from stepflow_trio.runtime.worker_failures import is_local_lack
+from stepflow_trio.runtime.worker_plugin import WorkerPlugin
 
 __all__ = ["BalancedWorker", "BalancingPlugin"]
 

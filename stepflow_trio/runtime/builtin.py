@@ -8,7 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import trio
@@ -44,6 +44,9 @@ from stepflow_trio.runtime.plugins import FailureKind, StepFailure
 from stepflow_trio.runtime.runs import Run, Runs, outcome_of
 from stepflow_trio.runtime.stores import BlobStore
 
+if TYPE_CHECKING:
+    from stepflow_trio.runtime.openai_chat import OpenAiChat
+
 MAX_FILE_BYTES = 64 * 2**20
 """Largest file that ``/load_file`` reads: what fits into one message."""
 
@@ -61,18 +64,20 @@ class _Component:
 class BuiltinPlugin:
     """Executes the runtime's own components.
 
-    Their failures are never retried as transport errors: trying again would not help, and a run below one
-    of them has had that budget already.
+    Their failures are not retried as transport errors: trying again would not help, and a run below one of
+    them has had that budget already. ``/openai`` asks somebody else, so its are, where the API was out of
+    reach, at its limit or broken.
     """
 
     def __init__(self, store: BlobStore, runs: Runs) -> None:
         self._store = store
         self._runs = runs
+        self._chat: OpenAiChat | None = None
         self._components = {
             "/openai": _Component(
                 takes=OpenAiInput,
                 returns=OpenAiOutput,
-                execute=_openai,
+                execute=self._openai,
                 description="Ask OpenAI's API, or one that is like it, to go on with a chat.",
             ),
             "/create_messages": _Component(
@@ -167,6 +172,13 @@ class BuiltinPlugin:
         data, _ = await load_blob(self._store, input.blob_id)
         return {"data": data}
 
+    async def _openai(self, input: OpenAiInput, _run: Run | None) -> Any:
+        if self._chat is None:
+            from stepflow_trio.runtime.openai_chat import OpenAiChat  # here: h11 is loaded where it is needed
+
+            self._chat = OpenAiChat()
+        return {"response": await self._chat.complete(input)}
+
     async def _eval(self, input: EvalInput, parent: Run | None) -> Any:
         flow, known_id = await load_flow(self._store, input.flow_id)
         run = await self._run_to_end(flow, known_id, [input.input], parent)
@@ -257,12 +269,6 @@ def _inline_flow(value: dict[str, Any], field: str) -> Flow:
         ) from exc
 
 
-async def _openai(input: OpenAiInput, _run: Run | None) -> Any:
-    from stepflow_trio.runtime.chat import complete_chat  # here: h11 is loaded where it is needed
-
-    return {"response": await complete_chat(input)}
-
-
 async def _create_messages(input: CreateMessagesInput, _run: Run | None) -> Any:
     messages = [{"role": "user", "content": input.user_prompt}]
     if input.system_instructions is not None:
@@ -277,23 +283,24 @@ async def _load_file(input: LoadFileInput, _run: Run | None) -> Any:
     if format_ not in ("json", "yaml", "text"):
         raise RpcError(ErrorCode.BAD_REQUEST, f"format must be json, yaml or text, not {format_[:40]!r}")
 
-    def read() -> tuple[bytes, Path]:
+    def load() -> Any:
         # Not blocking, for opening a pipe would wait for somebody to write to it.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("it is not a regular file")
-            return file.read(MAX_FILE_BYTES + 1), path.resolve()
-
-    try:
-        content, resolved = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+            content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise RpcError(ErrorCode.BAD_REQUEST, f"{input.path} is larger than {MAX_FILE_BYTES} bytes")
         text = content.decode()
         data: Any = text if format_ == "text" else _parse(text, input.path, format_, by_ending)
+        metadata = {"resolved_path": str(path.resolve()), "size_bytes": len(content), "format": format_}
+        return {"data": data, "metadata": metadata}
+
+    try:
+        # All of it: parsing half a megabyte of YAML takes seconds.
+        return await trio.to_thread.run_sync(load, abandon_on_cancel=True)
     except (OSError, ValueError, FlowInvalid) as exc:
         raise RpcError(ErrorCode.BAD_REQUEST, f"cannot read {input.path}: {exc}") from exc
-    metadata = {"resolved_path": str(resolved), "size_bytes": len(content), "format": format_}
-    return {"data": data, "metadata": metadata}
 
 
 def _parse(text: str, path: str, format_: str, by_ending: str) -> Any:

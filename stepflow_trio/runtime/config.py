@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -54,6 +54,7 @@ __all__ = [
     "find_config",
     "read_config",
     "read_config_file",
+    "the_one_file",
 ]
 
 FILE_NAMES = ("stepflow-config.yml", "stepflow-config.yaml", "stepflow_config.yml", "stepflow_config.yaml")
@@ -119,6 +120,12 @@ class Config:
     source: str
     """The file's name."""
 
+    @property
+    def needs_blob_api(self) -> bool:
+        """Whether the blob API is asked for, or a plugin has workers that may be told of it."""
+        over_http = (HttpProcessPluginConfig, RemotePluginConfig)
+        return self.blob_api.enabled or any(isinstance(plugin, over_http) for plugin in self.plugins.values())
+
 
 DEFAULT_CONFIG = Config(
     plugins={"builtin": BuiltinPluginConfig()},
@@ -135,15 +142,24 @@ def find_config(flow_path: Path | None, cwd: Path) -> Path | None:
         ConfigError: one directory holds two of the names of `FILE_NAMES`.
     """
     for directory in [cwd] if flow_path is None else [cwd / flow_path.parent, cwd]:
-        found = [directory / name for name in FILE_NAMES if os.path.lexists(directory / name)]
-        if len(found) > 1:
-            names = " and ".join(path.name for path in found)
-            raise ConfigError(
-                f"there are {names}: remove all but one, or name the one to use", str(directory)
-            )
-        if found:
-            return found[0]
+        if (found := the_one_file(directory, FILE_NAMES)) is not None:
+            return found
     return None
+
+
+def the_one_file(directory: Path, names: Iterable[str]) -> Path | None:
+    """The file in a directory that has one of these names, or None.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    found = [directory / name for name in names if os.path.lexists(directory / name)]
+    if len(found) > 1:
+        there_are = " and ".join(path.name for path in found)
+        raise ConfigError(
+            f"there are {there_are}: remove all but one, or name the one to use", str(directory)
+        )
+    return found[0] if found else None
 
 
 def read_config_file(

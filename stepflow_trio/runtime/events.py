@@ -119,6 +119,10 @@ class WorkerLine(Struct, frozen=True, kw_only=True, gc=False):
     text: str
 
 
+STOPPED = "it was stopped"
+"""The ``detail`` of a worker that was asked to end."""
+
+
 class WorkerEnded(Struct, frozen=True, kw_only=True, gc=False):
     """A plugin's worker is gone, or could not be started; ``detail`` says why."""
 

@@ -14,13 +14,13 @@ from stepflow_trio.engine import Limits
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConnectionLost, LossReason, SpawnFailed, StepflowError, WorkerExited
 from stepflow_trio.runtime.events import Observer, WorkerLine
+from stepflow_trio.runtime.hosted_worker import Launcher, Started
 from stepflow_trio.runtime.launchers import EXIT_NOTICE_S, never
 from stepflow_trio.runtime.plugin_config import (
     HealthCheck,
     HttpProcessPluginConfig,
     RemotePluginConfig,
 )
-from stepflow_trio.runtime.worker_plugin import Launcher, Started
 from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.limits import HttpClientLimits

@@ -12,9 +12,9 @@ import trio
 from stepflow_trio.engine import Link
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConnectionLost, LossReason
-from stepflow_trio.runtime.config import StdioPluginConfig
+from stepflow_trio.runtime.config import McpPluginConfig, StdioPluginConfig
 from stepflow_trio.runtime.events import Observer, WorkerLine
-from stepflow_trio.runtime.worker_plugin import Launcher, Started
+from stepflow_trio.runtime.hosted_worker import Launcher, Started
 from stepflow_trio.transports.memory import memory_link_pair
 from stepflow_trio.transports.process import WorkerProcess, open_process_link
 
@@ -91,7 +91,7 @@ class _StartedTask:
         return ConnectionLost(loss.reason, f"it failed: {type(self._fault).__name__}: {self._fault}")
 
 
-def process_launcher(plugin: str, config: StdioPluginConfig, observe: Observer) -> Launcher:
+def process_launcher(plugin: str, config: StdioPluginConfig | McpPluginConfig, observe: Observer) -> Launcher:
     """Start the configured command; its stderr goes to ``observe`` line by line."""
 
     @asynccontextmanager

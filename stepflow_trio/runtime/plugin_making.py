@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
 from typing import TypeAlias
@@ -13,7 +11,6 @@ import trio
 from stepflow_trio.engine import Handlers, Limits
 from stepflow_trio.runtime.balancing import BalancingPlugin
 from stepflow_trio.runtime.builtin import BuiltinPlugin
-from stepflow_trio.runtime.config import Config
 from stepflow_trio.runtime.events import Observer
 from stepflow_trio.runtime.launchers import ServesLink, process_launcher, task_launcher
 from stepflow_trio.runtime.mcp_plugin import McpPlugin
@@ -34,26 +31,10 @@ from stepflow_trio.runtime.stores import BlobStore
 from stepflow_trio.runtime.timeouts import Timeouts
 from stepflow_trio.runtime.worker_plugin import BlobOffer, WorkerPlugin
 
-__all__ = ["HostedPlugin", "PluginMaker", "open_blob_api_of"]
+__all__ = ["HostedPlugin", "PluginMaker"]
 
 HostedPlugin: TypeAlias = WorkerPlugin | BalancingPlugin | McpPlugin
 """A plugin whose workers are started or found when the runtime opens, and left when it ends."""
-
-
-@asynccontextmanager
-async def open_blob_api_of(config: Config, store: BlobStore) -> AsyncGenerator[BlobOffer | None]:
-    """Serve blobs over HTTP while the block lasts, if a plugin or the configuration asks for it.
-
-    Yields what workers over HTTP are told of it. Raises as :func:`http_plugins.open_blob_api` does.
-    """
-    http = (HttpProcessPluginConfig, RemotePluginConfig)
-    if config.blob_api.enabled or any(isinstance(plugin, http) for plugin in config.plugins.values()):
-        from stepflow_trio.runtime.http_plugins import open_blob_api  # here: h11 is loaded where it is needed
-
-        async with open_blob_api(config.blob_api, store) as offer:
-            yield offer
-    else:
-        yield None
 
 
 class PluginMaker:
@@ -125,7 +106,8 @@ class PluginMaker:
             case StdioPluginConfig():
                 return self._make(name, process_launcher(name, config, self._observe))
             case HttpProcessPluginConfig():
-                from stepflow_trio.runtime.http_plugins import http_process_plugin  # here: as above
+                # Here, for h11 is loaded where it is needed.
+                from stepflow_trio.runtime.http_plugins import http_process_plugin
 
                 return http_process_plugin(
                     name,

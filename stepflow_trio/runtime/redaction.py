@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
+import trio
 from msgspec.structs import replace
 
 from stepflow_trio.errors import is_transport_code
@@ -50,7 +52,14 @@ from stepflow_trio.runtime.events import (
 
 REMEMBERED_STRINGS = 10_000
 """A line that a worker wrote may be read when its run is over. Of the runs that are, so many secrets are kept
-in mind, the last ones."""
+in mind, the last ones; as many as those of the runs at work where these are more.
+
+Those of runs at work are kept without a bound, beside the inputs and results that they come from, until the
+topmost run and all below it are over: what was let go of at a bound would be told from then on.
+"""
+
+INPUTS_AT_ONCE = 250
+"""A submission may have a hundred thousand; between so many of them others have their turns."""
 
 LOGGERS = tuple(
     f"stepflow_trio.{room}" for room in ("engine", "runtime", "transports", "transports.http", "worker")
@@ -94,12 +103,11 @@ class Redaction:
         self,
         run_id: str,
         places: FlowSecrets | None,
-        inputs: Sequence[Any],
         variables: Mapping[str, Any],
         *,
         parent_run_id: str | None = None,
     ) -> None:
-        """A run begins, which knows all that is secret in the one above it."""
+        """A run is to begin, which knows all that is secret in the one above it."""
         above = self._runs.get(parent_run_id) if parent_run_id is not None else None
         if above is None:
             known = _RunSecrets(places, (), SecretTexts())
@@ -113,8 +121,34 @@ class Redaction:
             known.variables += (places.variables,)
             self._learn(known, secret_strings(places.default_variables, places.variables))
             self._learn(known, secret_strings(dict(variables), places.variables))
-        for input in inputs if places.input is not None else ():
-            self._learn(known, secret_strings(input, places.input))
+
+    async def started(self, event: RunStarted) -> RunStarted:
+        """The start of a run as it is recorded and shown. Called before anything else is told of the run.
+
+        What is secret of its inputs is known from here on. Others have their turns while many are gone
+        through; cancelled, it leaves the run to be ended.
+        """
+        known = self._runs.get(event.run_id)
+        if known is None:
+            return event
+        places = known.part("input")
+        if places is not None:
+            strings: list[str] = []
+            for number, input in enumerate(event.inputs, 1):
+                strings += secret_strings(input, places)
+                if number % INPUTS_AT_ONCE == 0:
+                    self._learn(known, strings)
+                    strings.clear()
+                    await trio.lowlevel.checkpoint()
+            self._learn(known, strings)
+        if places is None and not known.variables and not known.strings:
+            return event
+        inputs: list[Any] = []
+        for number, input in enumerate(event.inputs, 1):
+            inputs.append(redact(input, places, known.strings))
+            if number % INPUTS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return _started(event, inputs, known)
 
     def end(self, run_id: str) -> bool:
         """A run is no longer at work. Whether a result of it is on record as other than it is."""
@@ -122,7 +156,7 @@ class Redaction:
         return known is not None and known.hides_results
 
     def recorded(self, event: RunEvent) -> RunEvent:
-        """The event as it is recorded and shown. Called once for each, in their order.
+        """An event after the start as it is recorded and shown. Called once for each, in their order.
 
         Strings at a secret place of an output are hidden from here on. The failure of a connection is also
         rid of other runs' secrets, for it quotes what the worker wrote last.
@@ -143,8 +177,6 @@ class Redaction:
             case StepRetrying(error=error):
                 without = self._error(known, error)
                 return event if without is error else replace(event, error=without)
-            case RunStarted():
-                return _started(event, known)
             case _:
                 return event
 
@@ -179,16 +211,14 @@ class Redaction:
         if not new:
             return
         self._remembered.add(new)
+        if len(self._remembered) <= self._remembers_up_to:
+            return
+        # Those at work stay; they are not gone through again and again where they are most of all.
+        at_work = {id(known.strings): known.strings for known in self._runs.values()}.values()
+        self._remembers_up_to = max(REMEMBERED_STRINGS, 2 * sum(map(len, at_work)))
         if len(self._remembered) > self._remembers_up_to:
             self._remembered_before = self._remembered
-            self._remembered = SecretTexts(self._strings_at_work())
-            # So that many secrets that are all at work are not gone through again and again.
-            self._remembers_up_to = max(REMEMBERED_STRINGS, 2 * len(self._remembered))
-
-    def _strings_at_work(self) -> Iterator[str]:
-        trees = {id(known.strings): known.strings for known in self._runs.values()}
-        for strings in trees.values():
-            yield from strings
+            self._remembered = SecretTexts(chain.from_iterable(at_work))
 
     # ---- what belongs to no run -----------------------------------------------------------------------
 
@@ -245,12 +275,8 @@ class _LogGuard(logging.Filter):
         return True
 
 
-def _started(event: RunStarted, known: _RunSecrets) -> RunStarted:
+def _started(event: RunStarted, inputs: list[Any], known: _RunSecrets) -> RunStarted:
     strings = known.strings
-    if known.places is None and not known.variables and not strings:
-        return event
-    places = known.part("input")
-    inputs = [redact(input, places, strings) for input in event.inputs]
     given: Any = event.variables if isinstance(event.variables, dict) else dict(event.variables)
     variables: Any = given
     for by_one in known.variables:

@@ -198,13 +198,13 @@ class RunLog:
         self._at_work = packed.at_work or {}
         self._failures = packed.failures or {}
 
-    def append(self, event: RunEvent) -> None:
-        """Take an event in."""
-        position, shapes = len(self._at_us), self._shapes
+    def append(self, event: RunEvent) -> int:
+        """Take an event in; its number."""
+        position, number_of = len(self._at_us), self._shapes.number
         # The most frequent ones first: this is done for each.
         if isinstance(event, StepStarted):
             index = event.item_index
-            shape = shapes.number("stepStarted", event.step_id, event.component, event.attempt)
+            shape = number_of("stepStarted", event.step_id, event.component, event.attempt, None)
         elif isinstance(event, StepEnded):
             index, result = event.item_index, event.result
             if isinstance(result, Failed):
@@ -213,26 +213,27 @@ class RunLog:
                 self._at_work[index] = {position: result}
             else:
                 succeeded[position] = result
-            shape = shapes.number("stepEnded", event.step_id, None, None, status_of(result))
+            shape = number_of("stepEnded", event.step_id, None, None, status_of(result))
         elif isinstance(event, ItemEnded):
             index, result = event.item_index, event.result
             self._results[index] = result
             self._end[index] = position + 1
             self._at_work.pop(index, None)
-            shape = shapes.number("itemEnded", None, None, None, status_of(result))
+            shape = number_of("itemEnded", None, None, None, status_of(result))
         elif isinstance(event, StepRetrying):
             index = event.item_index
             self._failures[position] = (Failed(event.error), event.delay_s)
-            shape = shapes.number("stepRetrying", event.step_id, None, event.attempt)
+            shape = number_of("stepRetrying", event.step_id, None, event.attempt, None)
         elif isinstance(event, RunStarted):
-            index, shape = -1, shapes.number("runStarted")
+            index, shape = -1, number_of("runStarted")
         else:
-            index, shape = -1, shapes.number("runEnded", None, None, None, event.status)
+            index, shape = -1, number_of("runEnded", None, None, None, event.status)
         if index >= 0 and not self._first[index]:
             self._first[index] = position
         self._at_us.append((event.at - self._began_at) // _MICROSECOND)
         self._item.append(index)
         self._shape.append(shape)
+        return position + 1
 
     def read(self, after: int, limit: int | None, item_index: int | None) -> Iterator[RecordedEvent]:
         """The events so far behind the one of number ``after``, in order; see :meth:`RunStore.events`."""

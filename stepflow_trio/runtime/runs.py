@@ -392,7 +392,7 @@ class Runs:
             parent.subflows[subflow_key] = run
         # Before it is on record: whoever finds it there finds it here as long as it is at work.
         self._active[run.id] = run
-        self._redaction.begin(run.id, schemas.secrets, inputs, variables, parent_run_id=parent_id)
+        self._redaction.begin(run.id, schemas.secrets, variables, parent_run_id=parent_id)
         try:
             await self._record(
                 RunStarted(

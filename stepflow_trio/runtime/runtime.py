@@ -7,7 +7,7 @@ import os
 import random
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -33,11 +33,11 @@ from stepflow_trio.flows.suggestions import did_you_mean
 from stepflow_trio.protocol.payloads import ComponentInfo
 from stepflow_trio.runtime.callbacks import Callbacks
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config, read_config_file
-from stepflow_trio.runtime.events import Event, Observer, RunEvent, StepProgressed
+from stepflow_trio.runtime.events import Event, Observer, RunEvent, RunStarted, StepProgressed
 from stepflow_trio.runtime.executor import Executor
 from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.launchers import ServesLink
-from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker, open_blob_api_of
+from stepflow_trio.runtime.plugin_making import HostedPlugin, PluginMaker
 from stepflow_trio.runtime.plugins import Plugin, StepFailure
 from stepflow_trio.runtime.progress import StepsAtWork
 from stepflow_trio.runtime.redaction import Redaction
@@ -46,6 +46,7 @@ from stepflow_trio.runtime.run_history import RunChanges, RunHistory, Submission
 from stepflow_trio.runtime.runs import Run, Runs
 from stepflow_trio.runtime.stored_flows import StoredFlows
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
+from stepflow_trio.runtime.worker_plugin import BlobOffer
 
 _log = logging.getLogger("stepflow_trio.runtime")
 
@@ -358,7 +359,8 @@ async def open_runtime(
 
     async def record(event: RunEvent) -> None:
         if not redaction.is_idle:
-            event = redaction.recorded(event)
+            is_start = isinstance(event, RunStarted)
+            event = await redaction.started(event) if is_start else redaction.recorded(event)
         await run_store.append(event)
         changes.note(event.run_id)
         observe(event)
@@ -375,7 +377,13 @@ async def open_runtime(
     executor = Executor(
         plugins, router, config.retry, config.timeouts, record, at_work, now=now, randomness=randomness
     )
-    async with open_blob_api_of(config, blob_store) as offer:
+    async with AsyncExitStack() as opened:
+        offer: BlobOffer | None = None
+        if config.needs_blob_api:
+            # Here, for h11 is loaded where it is needed.
+            from stepflow_trio.runtime.http_plugins import open_blob_api
+
+            offer = await opened.enter_async_context(open_blob_api(config.blob_api, blob_store))
         with redaction.guarding_logs(), one_exception():
             async with trio.open_nursery() as worker_nursery:
                 try:

@@ -215,12 +215,11 @@ class MemoryRunStore:
         if isinstance(event, RunStarted):
             self._begin(event)
         record = self._runs[event.run_id]
-        record.last_seq += 1
         log = self._logs[event.run_id]
         if isinstance(log, PackedRunLog):
             log = self._logs[event.run_id] = log.unpacked()
             record.items = RunItems(log)
-        log.append(event)
+        record.last_seq = log.append(event)
         if isinstance(event, ItemEnded):
             record.finished_items += 1
             record.failed_items += isinstance(event.result, Failed)

@@ -9,12 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import trio
 
+from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.transports.stdio import end_process
+
+if TYPE_CHECKING:  # not what a stdio worker waits for
+    from stepflow_trio.transports.http.hosting import HttpHost
 
 BLOCKED_GRACE_S = 5.0
 """A process that has not ended so long after it should have is blocked, and ends by force."""
@@ -23,6 +28,40 @@ MAX_DESCRIPTORS = 65_536
 """The soft limit is raised so far, where the hard one allows it: each connection takes one."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve_until_signal(http: AbstractAsyncContextManager[HttpHost], drain_s: float) -> None:
+    """Serve as the main job of this process until SIGTERM or SIGINT ends it; see `Worker.run_http`.
+
+    Args:
+        http: opens the server.
+        drain_s: how long it lets what is in flight finish.
+
+    Raises:
+        ConfigError, BindFailed: it cannot be opened.
+    """
+    stop = trio.Event()
+    with ending_signals(drain_s) as signals, one_exception():
+        async with trio.open_nursery() as nursery:
+
+            async def heed_signals() -> None:
+                async for signum in signals:
+                    if stop.is_set() and signum == signal.SIGINT:
+                        nursery.cancel_scope.cancel(reason="a second signal will not wait")
+                    stop.set()
+
+            nursery.start_soon(heed_signals)
+            async with http as host:
+                _tell_port(host.port)
+                await stop.wait()
+            nursery.cancel_scope.cancel(reason="all that was in flight has ended")
+
+
+def _tell_port(port: int) -> None:
+    """Print the line that a runtime waits for, and nothing after it."""
+    os.write(1, b'{"port": %d}\n' % port)
+    os.dup(1)  # kept open: a runtime that sees its end may stop reading stderr as well, which then fills
+    os.dup2(2, 1)
 
 
 @contextmanager

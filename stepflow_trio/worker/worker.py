@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import trio
 
 from stepflow_trio.engine import Connection, Limits, Link, open_connection
-from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import BindFailed, ConfigError, ConnectionLost, LossReason
 from stepflow_trio.protocol.paths import PathTable
 from stepflow_trio.protocol.peer import Role
 from stepflow_trio.transports.stdio import open_stdio_link
 from stepflow_trio.worker.component import Component, define_component
 from stepflow_trio.worker.context import Context
-from stepflow_trio.worker.process import BLOCKED_GRACE_S, allow_many_descriptors, ending_signals
+from stepflow_trio.worker.process import BLOCKED_GRACE_S, allow_many_descriptors, serve_until_signal
 from stepflow_trio.worker.session import Session
 from stepflow_trio.worker.threads import MAX_THREADS, ThreadPool
 
@@ -315,42 +313,26 @@ class Worker:
         """
         from stepflow_trio.transports.http.limits import HttpServerLimits  # not what a stdio worker waits for
 
-        async def serve() -> None:
-            stop = trio.Event()
-            limits = http_limits or HttpServerLimits()
-            with ending_signals(limits.drain_s) as signals, one_exception():
-                async with trio.open_nursery() as nursery:
-
-                    async def heed_signals() -> None:
-                        async for signum in signals:
-                            if stop.is_set() and signum == signal.SIGINT:
-                                nursery.cancel_scope.cancel(reason="a second signal will not wait")
-                            stop.set()
-
-                    nursery.start_soon(heed_signals)
-                    async with self.open_http(
-                        host,
-                        port,
-                        http_host=http_host,
-                        security=security,
-                        tls=tls,
-                        allow_insecure_bind=allow_insecure_bind,
-                        http_limits=limits,
-                        instance_id=instance_id,
-                        blob_urls=blob_urls,
-                        blob_bearers=blob_bearers,
-                    ) as http:
-                        _tell_port(http.port)
-                        await stop.wait()
-                    nursery.cancel_scope.cancel(reason="all that was in flight has ended")
-
         if trio.lowlevel.in_trio_run():
             raise RuntimeError(
                 "run_http() starts trio, which runs already: use `async with worker.open_http()`"
             )
         allow_many_descriptors()
+        limits = http_limits or HttpServerLimits()
+        http = self.open_http(
+            host,
+            port,
+            http_host=http_host,
+            security=security,
+            tls=tls,
+            allow_insecure_bind=allow_insecure_bind,
+            http_limits=limits,
+            instance_id=instance_id,
+            blob_urls=blob_urls,
+            blob_bearers=blob_bearers,
+        )
         try:
-            trio.run(serve)
+            trio.run(serve_until_signal, http, limits.drain_s)
         except (ConfigError, BindFailed) as exc:
             raise SystemExit(str(exc)) from exc
 
@@ -374,10 +356,3 @@ def _check_place(host: object, http_host: str, tls: TlsFiles | None) -> None:
         raise ConfigError(f"tls is a {type(tls).__name__}; a server takes TlsFiles(…)")
     if http_host == "h11" and tls is not None:
         raise ConfigError("http_host is h11, which speaks no TLS: leave it at auto, or say hypercorn")
-
-
-def _tell_port(port: int) -> None:
-    """Print the line that a runtime waits for, and nothing after it."""
-    os.write(1, b'{"port": %d}\n' % port)
-    os.dup(1)  # kept open: a runtime that sees its end may stop reading stderr as well, which then fills
-    os.dup2(2, 1)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli_progress import item_ended, run_started
 
-from stepflow_trio.cli.batch_output import BatchOutput, open_batch_output
+from stepflow_trio.cli.results_output import BatchOutput, open_batch_output
 from stepflow_trio.errors import StepflowError
 from stepflow_trio.flows.results import FlowResult, Success
 

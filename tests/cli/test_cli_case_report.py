@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from stepflow_trio.cli.case_finding import Case
 from stepflow_trio.cli.case_report import CaseReport, FileReport, TextReport, difference_lines, is_colourful
 from stepflow_trio.cli.case_running import CaseResult
-from stepflow_trio.cli.flow_tests import Case
 from stepflow_trio.flows.expectations import differences
 from stepflow_trio.flows.results import FlowResult, Success
 

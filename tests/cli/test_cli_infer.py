@@ -45,6 +45,18 @@ def test_the_completed_flow_goes_to_stdout_and_nothing_else(cli: Cli, chatter: P
     assert cli("infer", "--flow", chatter, "--config", CONFIG).stdout == ran.stdout
 
 
+def test_what_steps_are_given_is_said_on_stderr_and_the_flow_stays_the_flow(
+    cli: Cli, chatter: Path, tmp_path: Path
+) -> None:
+    ran = cli("infer", chatter, "--config", CONFIG, "--show-step-inputs")
+    assert (ran.code, ran.stderr.split(":")[0]) == (0, "only")
+    assert read_flow(ran.stdout, name="out.yaml").schemas == INFERRED
+    for name in ("out.yaml", "out.json"):
+        written = tmp_path / name
+        assert cli("infer", chatter, "--config", CONFIG, "--show-step-inputs", "-o", written).code == 0
+        assert read_flow_file(written).schemas == INFERRED
+
+
 def test_a_flow_in_json_is_completed_as_json(cli: Cli, chatter: Path, tmp_path: Path) -> None:
     written = tmp_path / "flow.json"
     written.write_text(json.dumps(read_flow_file(chatter).to_json()), encoding="utf-8")

@@ -82,6 +82,20 @@ def project(tmp_path: Path) -> Path:
         (["--input-json", "1", "--variables-json", "{"], "--variables-json:1:2: error: ", ""),
         (["--input-json", "1", "--output", "no/where"], "no/where: error: there is no directory no", ""),
         (["--input-json", "1", "--output", "."], ".: error: is a directory", ""),
+        (["--input-json", "1", "--output", "good.yaml"], "good.yaml: error: is the flow itself, which would", ""),
+        (["--input-json", "1", "--output", "link"], "link: error: is the flow itself, which would be", ""),
+        (["--input", "in.json", "--output", "in.json"], "in.json: error: is the input itself", ""),
+        (["--inputs", "in.jsonl", "--output", "./in.jsonl"], "in.jsonl: error: is the file of inputs", ""),
+        (
+            ["--input-json", "1", "--variables", "list.json", "--output", "list.json"],
+            "list.json: error: is the file of variables itself",
+            "",
+        ),
+        (
+            ["--input-json", "1", "--config", "empty.yml", "--output", "empty.yml"],
+            "empty.yml: error: is the configuration itself",
+            "",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_place(

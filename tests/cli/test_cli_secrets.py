@@ -50,6 +50,7 @@ def test_what_is_left_of_a_logged_exception_is_shown() -> None:
     assert logged_text(record, with_traceback=True) == f"error: it failed\n{record.exc_text}"
 
 
+@pytest.mark.parametrize("given", [(), ("--json",)], ids=str)
 @pytest.mark.parametrize(
     ("option", "text", "says"),
     [
@@ -62,13 +63,19 @@ def test_what_is_left_of_a_logged_exception_is_shown() -> None:
     ],
 )
 def test_what_cannot_be_read_is_not_quoted_where_it_may_be_secret(
-    cli_here: Callable[..., Finished], flow: WriteFlow, option: str, text: str, says: str
+    cli_here: Callable[..., Finished],
+    flow: WriteFlow,
+    option: str,
+    text: str,
+    says: str,
+    given: tuple[str, ...],
 ) -> None:
     written = flow("/builtin/create_messages", "{ user_prompt: x }", more=SECRETS)
     beside = [] if option.startswith("--input") else ["--input-json", "{}"]
-    ran = cli_here("run", "--flow", written, option, text, *beside)
+    ran = cli_here("run", "--flow", written, option, text, *beside, *given)
     assert ran.code == 2
-    assert says in ran.stderr
+    assert (json.loads(ran.stderr)["message"] if given else ran.stderr).count(says.split("error: ")[1]) == 1
+    assert given or says in ran.stderr
     assert WORD not in ran.stderr
 
 

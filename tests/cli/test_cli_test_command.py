@@ -304,6 +304,18 @@ def test_two_cases_of_one_name_are_warned_of_and_both_run(cli: Cli, tmp_path: Pa
     assert cli("test", "a.yaml", "--quiet", cwd=tmp_path).stderr == ""
 
 
+def test_what_is_odd_about_a_configuration_is_said_unless_it_is_to_be_quiet(cli: Cli, tmp_path: Path) -> None:
+    write_flow(tmp_path / "a.yaml", passing())
+    config = (
+        "plugins: { builtin: { type: builtin } }\nroutes: { '/builtin/{*c}': [{ plugin: builtin }] }\nx: 1\n"
+    )
+    (tmp_path / "stepflow-config.yml").write_text(config, encoding="utf-8")
+    ran = cli("test", "a.yaml", cwd=tmp_path)
+    assert (ran.code, ran.stderr.split(": ")[:2]) == (0, ["stepflow-config.yml:3:1", "warning"])
+    ran = cli("test", "a.yaml", "--quiet", cwd=tmp_path)
+    assert (ran.code, ran.stderr) == (0, "")
+
+
 # ---- ending -------------------------------------------------------------------------------------------
 
 
@@ -330,6 +342,28 @@ def test_ctrl_c_says_how_far_it_was_and_leaves_no_worker(
     assert "Traceback" not in ended.stderr
     assert not any(map(is_alive, workers))
     assert (tmp_path / "flow.yaml").read_bytes() == before
+
+
+def test_ctrl_c_tells_of_cases_that_ended_behind_one_that_did_not(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    for name, is_slow in (("a", "true"), ("b", "false")):
+        (tmp_path / f"{name}.yaml").write_text(
+            "name: n\ndescription: d\n"
+            "steps: [{ id: wait, component: /crew/wait_if, input: { wait: { $input: $ } } }]\n"
+            "output: { $step: wait }\n"
+            f"test: {{ cases: [{{ name: it, input: {is_slow}, output: {{ outcome: success, result: done }} }},\n"
+            f"                  {{ name: never, input: true }} ] }}\n",
+            encoding="utf-8",
+        )
+    # b's second case waits for the place of its first one.
+    command = start("test", ".", "--config", CONFIG, "--max-concurrency", "3", cwd=tmp_path)
+    for _ in range(3):
+        command.wait_for("crew . waiting")
+        command._stderr = command._stderr.partition(b"waiting")[2]
+    command.signal_until_over(signal.SIGINT)
+    ended = command.finish()
+    assert (ended.code, without_times(ended.stdout)) == (130, "passed  b.yaml: it (…)\n")
 
 
 def children_of(pid: int) -> list[int]:

@@ -15,8 +15,8 @@ from cli_process import PROJECT, Finished
 from stepflow_trio import Worker, open_runtime
 from stepflow_trio.cli import case_running
 from stepflow_trio.cli.case_configuration import CaseConfigs
+from stepflow_trio.cli.case_finding import FlowTests, find_tests
 from stepflow_trio.cli.case_running import ConfiguredRuns, FileRun, run_cases
-from stepflow_trio.cli.flow_tests import FlowTests, find_tests
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.runtime.config import DEFAULT_CONFIG
 

@@ -15,10 +15,10 @@ from cli_process import CONFIG, Finished
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stepflow_trio.cli.case_finding import FlowTests, find_tests
 from stepflow_trio.cli.case_running import CaseResult
 from stepflow_trio.cli.case_text import CannotRewrite, with_outputs
-from stepflow_trio.cli.case_update import CannotUpdate, replace_file, update_expectations
-from stepflow_trio.cli.flow_tests import FlowTests, find_tests
+from stepflow_trio.cli.case_update import CannotUpdate, Update, replace_file, update_expectations
 from stepflow_trio.errors import ErrorCode
 from stepflow_trio.flows.expectations import differences
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
@@ -231,16 +231,14 @@ def outputs(tests: FlowTests) -> list[Any]:
 
 def test_an_update_changes_what_is_expected_and_leaves_open_what_was_open(tests: FlowTests) -> None:
     result = Success({"kept": 2, "took_s": 0.5})
-    assert update_expectations(tests, [came_to(tests, 0, result), came_to(tests, 1, result)]) == {
-        0: "",
-        1: "",
-    }
+    update = update_expectations(tests, [came_to(tests, 0, result), came_to(tests, 1, result)])
+    assert update == Update(updated=frozenset({0, 1}))
     assert [output["result"] for output in outputs(tests)[:2]] == [{"kept": 2}, {"kept": 2, "took_s": 0.5}]
 
 
 def test_a_case_that_has_passed_is_left_alone(tests: FlowTests) -> None:
     before = Path(tests.path).stat()
-    assert update_expectations(tests, [came_to(tests, 0, Success({"kept": 1}))]) == {}
+    assert update_expectations(tests, [came_to(tests, 0, Success({"kept": 1}))]) == Update()
     assert Path(tests.path).stat() == before
 
 
@@ -257,7 +255,9 @@ def test_a_case_that_has_passed_is_left_alone(tests: FlowTests) -> None:
 )
 def test_what_kept_a_flow_from_running_is_never_expected(tests: FlowTests, result: FlowResult | None) -> None:
     before = Path(tests.path).read_bytes()
-    (why,) = update_expectations(tests, [came_to(tests, 1, result)]).values()
+    update = update_expectations(tests, [came_to(tests, 1, result)])
+    assert not update.updated
+    why = update.left[1]
     assert why in ("the flow did not run",) or why.startswith("code -32")
     assert Path(tests.path).read_bytes() == before
 
@@ -267,7 +267,8 @@ def test_a_failure_of_a_component_is_expected_and_of_a_kind_that_was_expected_al
 ) -> None:
     refused = Failed(FlowError(ErrorCode.COMPONENT_FAILED, "no"))
     lost = Failed(FlowError(ErrorCode.TRANSPORT_ERROR, "other words"))
-    assert update_expectations(tests, [came_to(tests, 1, refused), came_to(tests, 2, lost)]) == {1: "", 2: ""}
+    update = update_expectations(tests, [came_to(tests, 1, refused), came_to(tests, 2, lost)])
+    assert update == Update(updated=frozenset({1, 2}))
     assert [output["error"] for output in outputs(tests)[1:]] == [
         {"code": -32100, "message": "no"},
         {"code": -32300, "message": "other words"},
@@ -278,9 +279,8 @@ def test_a_file_that_was_changed_meanwhile_is_not_overwritten(tests: FlowTests) 
     path = Path(tests.path)
     path.write_bytes(path.read_bytes() + b"# mine\n")
     changed = path.read_bytes()
-    assert update_expectations(tests, [came_to(tests, 1, Success(1))]) == {
-        1: "the file was changed meanwhile"
-    }
+    update = update_expectations(tests, [came_to(tests, 1, Success(1))])
+    assert update == Update(left={1: "the file was changed meanwhile"})
     assert path.read_bytes() == changed
     assert [found.name for found in path.parent.iterdir()] == ["flow.yaml"]
 

@@ -98,6 +98,28 @@ def test_a_path_that_leads_to_several_plugins_by_its_input_has_no_types(
     assert "/crew/chatter does not say what it returns" in ran.stdout
 
 
+def test_a_component_that_its_worker_does_not_list_is_an_error(cli: Cli, flow: WriteFlow) -> None:
+    given = flow("/crew/chater", "{ lines: 3 }")
+    ran = cli("validate", given, "--type-check", "--config", CONFIG)
+    assert ran.code == 2
+    assert f"{given}:5:16: error: there is no /crew/chater: its worker does not list it [2903 " in ran.stdout
+    assert 'did you mean "/crew/chatter"?' in ran.stdout
+
+
+def test_a_component_of_a_worker_that_cannot_be_asked_is_no_error(
+    cli: Cli, flow: WriteFlow, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text(
+        "plugins: { gone: { type: stdio, command: /is/not/there } }\n"
+        'routes: { "/gone/{*component}": [{ plugin: gone }] }\n',
+        encoding="utf-8",
+    )
+    ran = cli("validate", flow("/gone/it", "{}"), "--type-check", "--config", config)
+    assert ran.code == 1
+    assert "0 errors, 1 warning" in ran.stdout
+
+
 def test_nothing_is_started_for_a_flow_that_is_wrong_already(cli: Cli, flow: WriteFlow) -> None:
     given = flow("/crew/die", "{ $step: nowhere }")
     ran = cli("validate", given, "--type-check", "--config", CONFIG)

@@ -495,7 +495,18 @@ def test_an_old_reference_that_cannot_be_read_is_data_with_a_warning():
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("$stepp", "$step"), ("$Input", "$input"), ("$varaible", "$variable"), ("$literl", "$literal")],
+    [
+        ("$stepp", "$step"),
+        ("$Input", "$input"),
+        ("$varaible", "$variable"),
+        ("$literl", "$literal"),
+        ("$var", "$variable"),
+        ("$vars", "$variable"),
+        ("$variables", "$variable"),
+        ("$inputs", "$input"),
+        ("$steps", "$step"),
+        ("$stepId", "$step"),
+    ],
 )
 def test_data_under_a_misspelled_expression_key_is_a_warning_that_names_the_one_meant(key, meant):
     findings = []

@@ -44,3 +44,41 @@ def test_overrides_of_another_shape_are_refused_and_not_passed_over(overrides: A
 def test_a_step_that_is_not_there_is_named_with_the_closest_that_is() -> None:
     with pytest.raises(RpcError, match=r'step "aa", which the flow does not have; did you mean "a"\?'):
         apply_overrides(FLOW, {"steps": {"aa": {"value": {}}}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stpes": {}}, 'overrides has no field "stpes"; did you mean "steps"?'),
+        ({"steps": {}, "step": {}}, 'overrides has no field "step"; did you mean "steps"?'),
+        ({"steps": {"a": {"vlaue": {}}}}, 'overrides.steps.a has no field "vlaue"; did you mean "value"?'),
+        (
+            {"steps": {"a": {"$typ": "merge_patch", "value": {}}}},
+            'overrides.steps.a has no field "$typ"; did you mean "$type"?',
+        ),
+        (
+            {"steps": {"a": {"value": {"componet": "/y"}}}},
+            'overrides.steps.a.value.componet: a step has no field "componet"; did you mean "component"?',
+        ),
+        (
+            {"steps": {"a": {"value": {"inputs": None}}}},
+            'overrides.steps.a.value.inputs: a step has no field "inputs"; did you mean "input"?',
+        ),
+        (
+            {"steps": {"a": {"value": {"onError": {"maxRetry": 1}}}}},
+            'a.value.onError.maxRetry: onError has no field "maxRetry"; did you mean "maxRetries"?',
+        ),
+    ],
+    ids=str,
+)
+def test_a_misspelled_key_of_overrides_is_refused_with_its_place(overrides: Any, message: str) -> None:
+    step = {**FLOW["steps"][0], "onError": {"action": "retry", "maxRetries": 2}}  # pyright: ignore[reportIndexIssue, reportUnknownVariableType]
+    with pytest.raises(RpcError) as caught:
+        apply_overrides({"steps": [step]}, overrides)
+    assert caught.value.code == -32004
+    assert caught.value.message.endswith(message)
+
+
+def test_a_key_of_overrides_that_means_nothing_is_passed_over() -> None:
+    overrides = {"note": 1, "steps": {"a": {"value": {"metadata": {"inptu": 1}}, "why": "a try"}}}
+    assert apply_overrides(FLOW, overrides)["steps"][0]["metadata"] == {"inptu": 1}

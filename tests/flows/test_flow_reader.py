@@ -267,6 +267,10 @@ def test_a_wrong_shape_is_named_with_its_place_and_what_to_write(text, place, me
         ("steps: [{id: a, component: /a, onerror: null}]", "onError"),
         ("steps: [{id: a, component: /a, must-execute: true}]", "mustExecute"),
         ("steps: [{id: a, component: /a, onError: {action: retry, maxRetires: 1}}]", "maxRetries"),
+        ("steps: [{id: a, component: /a, onError: {action: retry, maxRetry: 1}}]", "maxRetries"),
+        ("steps: [{id: a, component: /a, onError: {action: retry, retries: 1}}]", "maxRetries"),
+        ("steps: [{id: a, component: /a, onError: {action: useDefault, default: 1}}]", "defaultValue"),
+        ("steps: [{id: a, component: /a, onError: {action: useDefault, value: 1}}]", "defaultValue"),
         ("test: {case: []}", "cases"),
     ],
 )

@@ -9,7 +9,9 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.flows.diagnostics import DiagnosticKind
+from stepflow_trio.flows.paths import render_path
+from stepflow_trio.flows.reader import examine_flow_json, flow_from_json
 from stepflow_trio.flows.results import FlowError
 from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.flows.secrets import (
@@ -297,3 +299,31 @@ def test_the_schema_of_variables_is_shown_without_the_values_of_secrets() -> Non
     assert found["properties"]["a"]["is_secret"] is True
     assert found["properties"]["b"] == {"default": 1}
     assert without_values(schema, None) is schema
+
+
+@pytest.mark.parametrize(
+    ("schemas", "path", "suggestion"),
+    [
+        ({"properties": {"steps": {"additionalProperties": SECRET}}}, "steps.additionalProperties", "<id>"),
+        ({"properties": {"steps": {"patternProperties": {"a": SECRET}}}}, "steps.patternProperties", "<id>"),
+        ({"properties": {"steps": {"properties": {"a": {}}, **SECRET}}}, "steps.is_secret", "<id>"),
+        ({"additionalProperties": SECRET}, "additionalProperties", "input: …"),
+        (SECRET, "is_secret", "input: …"),
+    ],
+)
+def test_schemas_where_nobody_reads_them_are_warned_of(schemas: Any, path: str, suggestion: str) -> None:
+    steps = [{"id": "a", "component": "/x/y"}]
+    flow = {"name": "f", "description": "d", "schemas": schemas, "steps": steps, "output": {"$step": "a"}}
+    [warning] = examine_flow_json(flow).diagnostics
+    assert (warning.kind, warning.level) == (DiagnosticKind.UNKNOWN_FIELD, "warning")
+    assert render_path(warning.path).endswith(f".{path}")
+    assert warning.message.endswith("it is ignored")
+    assert suggestion in warning.suggestion
+
+
+def test_what_a_schema_may_say_beside_its_parts_is_not_warned_of() -> None:
+    beside = {"type": "object", "title": "T", "required": ["a"], "additionalProperties": False}
+    schemas = {**beside, "properties": {"steps": {**beside, "properties": {"a": {}}}}}
+    steps = [{"id": "a", "component": "/x/y"}]
+    flow = {"name": "f", "description": "d", "schemas": schemas, "steps": steps, "output": {"$step": "a"}}
+    assert examine_flow_json(flow).diagnostics == []

@@ -66,6 +66,26 @@ def test_both_ways_to_look_for_secrets_find_the_same(data: st.DataObject, known:
     assert few.redact(text) == many.redact(text)
 
 
+HEAD = "0123456789abcdefghijklmnop"
+tails = st.text("xy", max_size=12)
+
+
+def agreeing(a: str, b: str) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@given(st.lists(tails, min_size=1, max_size=40), st.lists(tails, max_size=3), st.text("xyz", max_size=12))
+def test_of_secrets_that_begin_alike_the_one_is_hidden_that_is_there_the_longest(
+    first: list[str], later: list[str], there: str
+) -> None:
+    texts = SecretTexts(HEAD + tail for tail in first)
+    assert texts.redact(HEAD) == REDACTED
+    texts.add(HEAD + tail for tail in later)
+    longest = max(agreeing(there, tail) for tail in [*first, *later])
+    assert texts.redact(f"<{HEAD}{there}") == f"<{REDACTED}{there[longest:]}"
+    assert texts.redact(f"<{HEAD}{there}>{HEAD[:24]}") == f"<{REDACTED}{there[longest:]}>{REDACTED}"
+
+
 @given(values(st.text(max_size=8)), st.lists(secrets, max_size=4))
 def test_what_holds_no_secret_is_the_same_object(value: Any, known: list[str]) -> None:
     there = "\n".join(strings_in(value))

@@ -319,6 +319,17 @@ def test_a_component_that_is_not_listed_is_warned_of_where_another_has_nearly_it
     assert check(text, components={}) == []
 
 
+def test_a_component_that_its_worker_was_asked_for_and_does_not_list_is_an_error():
+    steps = [{"id": "a", "component": "/x/gret"}, {"id": "b", "component": "/x/greet"}]
+    flow = flow_from_json({"steps": steps, "output": {"$step": "a"}})
+    [finding] = check_types(flow, COMPONENTS, asked={"/x/gret", "/x/greet"}).findings
+    assert (finding.kind, finding.path) == (Kind.UNLISTED_COMPONENT, ("steps", 0, "component"))
+    assert (finding.kind.code, finding.kind.level) == (2903, "error")
+    assert finding.suggestion == 'did you mean "/x/greet"?'
+    [alone] = check_types(flow, {}, asked={"/x/gret"}).findings
+    assert (alone.kind, alone.suggestion) == (Kind.UNLISTED_COMPONENT, "")
+
+
 def test_a_schema_of_a_component_that_is_none_is_warned_of_and_says_nothing():
     text = "steps: [{id: a, component: /x/wrong, input: 1}]\noutput: {$step: a, path: x}"
     warnings = check(text)

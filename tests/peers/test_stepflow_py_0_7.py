@@ -21,7 +21,7 @@ from stepflow_trio.flows.results import Failed, Success
 from stepflow_trio.protocol import dialects, methods
 from stepflow_trio.protocol.payloads import InfoParams
 from stepflow_trio.protocol.peer import Role
-from stepflow_trio.runtime import launchers, worker_plugin
+from stepflow_trio.runtime import hosted_worker, launchers
 from stepflow_trio.runtime.config import BuiltinPluginConfig, Config, StdioPluginConfig
 from stepflow_trio.runtime.events import (
     Event,
@@ -344,7 +344,7 @@ async def test_an_answer_that_it_cuts_off_fails_and_what_runs_into_it_does_not_h
 async def test_an_answer_that_it_cuts_off_with_nothing_behind_it_is_given_up_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "STALLED_FRAME_S", 0.3)
+    monkeypatch.setattr(hosted_worker, "STALLED_FRAME_S", 0.3)
     seen = Seen()
     async with peer(seen, retries=1) as runtime:
         failure = await failure_of(runtime, given("large", size=50_000_000))
@@ -409,7 +409,7 @@ async def test_a_run_is_cancelled_at_once_although_it_cannot_be_told() -> None:
 async def test_a_component_that_goes_on_after_the_grace_costs_the_worker_and_nobody_else(
     monkeypatch: pytest.MonkeyPatch, component: str
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "CANCEL_GRACE_S", 0.2)
+    monkeypatch.setattr(hosted_worker, "CANCEL_GRACE_S", 0.2)
     seen = Seen()
     async with peer(seen) as runtime:
         assert await runtime.run(ADD, 1) == {"c": 2}

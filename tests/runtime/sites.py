@@ -22,7 +22,7 @@ from stepflow_trio.protocol.payloads import (
     ListResult,
 )
 from stepflow_trio.protocol.peer import Role, Unanswerable
-from stepflow_trio.runtime.worker_plugin import Started
+from stepflow_trio.runtime.hosted_worker import Started
 from stepflow_trio.transports.memory import memory_link_pair
 
 

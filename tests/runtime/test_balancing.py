@@ -23,8 +23,10 @@ from stepflow_trio.protocol.payloads import Observability
 from stepflow_trio.runtime import balancing
 from stepflow_trio.runtime.balancing import BalancedWorker, BalancingPlugin
 from stepflow_trio.runtime.events import WorkerStarted
+from stepflow_trio.runtime.hosted_worker import Started
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
-from stepflow_trio.runtime.worker_plugin import Started, WorkerPlugin
+from stepflow_trio.runtime.timeouts import Timeouts
+from stepflow_trio.runtime.worker_plugin import WorkerPlugin
 from stepflow_trio.testing.cancellation import Cancellable, cancel_everywhere
 
 
@@ -55,6 +57,7 @@ async def balanced(
                         nursery=nursery,
                         observe=Seen() if seen is None else seen,
                         limits=Limits(),
+                        connect_timeout_s=Timeouts().connect_s,
                         url=site.url,
                     ),
                     check_health=site.check_health,

@@ -13,9 +13,12 @@ import trio
 from runtime_stage import Seen, failure_of, flow, retrying, running, step
 
 from stepflow_trio import ErrorCode
-from stepflow_trio.runtime import chat
+from stepflow_trio.errors import ConnectFailed
+from stepflow_trio.runtime import openai_chat
 from stepflow_trio.runtime.builtin_payloads import OpenAiInput
 from stepflow_trio.runtime.events import StepRetrying, StepStarted
+from stepflow_trio.runtime.openai_chat import OpenAiChat
+from stepflow_trio.runtime.plugins import StepFailure
 from stepflow_trio.runtime.retries import Constant
 from stepflow_trio.transports.http.hosting import open_http_host
 from stepflow_trio.transports.http.limits import HttpServerLimits
@@ -222,7 +225,7 @@ async def test_an_api_that_does_not_answer_is_given_up(monkeypatch: pytest.Monke
             self.requests.append(("", {}, None))
             await trio.sleep_forever()
 
-    monkeypatch.setattr(chat, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(openai_chat, "ANSWER_TIMEOUT_S", 0.2)
     api = Silent()
     async with serving(api, monkeypatch), running(retrying(0)) as runtime:
         failure = await failure_of(runtime, asking())
@@ -258,6 +261,53 @@ async def test_a_key_that_cannot_be_one_is_refused_without_being_shown(
     assert failure.code == ErrorCode.CONFIGURATION_ERROR
     assert "with a space" not in f"{failure!r}"
     assert api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "warns"),
+    [
+        ("http://openai.invalid:1/v1", True),
+        ("https://openai.invalid:1/v1", False),
+        ("http://127.0.0.1:1/v1", False),
+        ("http://localhost:1/v1", False),
+    ],
+)
+async def test_a_key_that_travels_unencrypted_to_another_machine_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str, warns: bool
+) -> None:
+    monkeypatch.setattr(openai_chat, "open_http_client", unreachable)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    chat = OpenAiChat()
+    for _ in range(2):
+        with pytest.raises(StepFailure, match="nobody there"):
+            await chat.complete(OpenAiInput(messages=[]))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    expected = "OPENAI_BASE_URL: the key travels unencrypted to openai.invalid: use https://"
+    assert warnings == ([expected] if warns else [])
+
+
+async def test_the_system_s_authorities_are_read_once_and_for_one_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[None] = []
+    monkeypatch.setattr(openai_chat, "client_ssl_context", lambda: made.append(None) or object())
+    monkeypatch.setattr(openai_chat, "open_http_client", unreachable)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for chats in (1, 2):
+        chat = OpenAiChat()
+        for _ in range(2):
+            with pytest.raises(StepFailure):
+                await chat.complete(OpenAiInput(messages=[]))
+        assert len(made) == chats
+
+
+@asynccontextmanager
+async def unreachable(*_where: Any, **_how: Any) -> AsyncGenerator[None]:
+    await trio.lowlevel.checkpoint()
+    raise ConnectFailed("https://openai.invalid", "nobody there")
+    yield
 
 
 def test_the_input_does_not_show_the_key() -> None:

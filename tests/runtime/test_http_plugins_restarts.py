@@ -17,9 +17,10 @@ from stepflow_trio.engine import Handlers, Limits
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConnectFailed, ErrorCode, WorkerExited
 from stepflow_trio.protocol.payloads import Observability
-from stepflow_trio.runtime import worker_plugin
+from stepflow_trio.runtime import hosted_worker
 from stepflow_trio.runtime.events import WorkerEnded, WorkerStarted
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
+from stepflow_trio.runtime.timeouts import Timeouts
 from stepflow_trio.runtime.worker_plugin import WorkerPlugin
 
 
@@ -34,6 +35,7 @@ async def plugged_in(site: Site, seen: Seen | None = None) -> AsyncGenerator[Wor
                 nursery=nursery,
                 observe=Seen() if seen is None else seen,
                 limits=Limits(),
+                connect_timeout_s=Timeouts().connect_s,
                 url=site.url,
             )
             try:
@@ -204,7 +206,7 @@ async def test_a_message_that_is_cut_off_is_nothing_that_a_worker_over_http_is_r
     async with plugged_in(site) as plugin:
         await call(plugin)
         site.starts[0].unfinished_bytes = 10
-        await trio.sleep(3 * worker_plugin.STALLED_FRAME_S)
+        await trio.sleep(3 * hosted_worker.STALLED_FRAME_S)
         await call(plugin)
         assert len(site.starts) == 1
 

@@ -60,23 +60,33 @@ async def test_every_page_of_a_list_of_tools_is_asked_for(tmp_path: Path) -> Non
         assert [c.path for c in await runtime.list_components()] == ["/mcp/t0", "/mcp/t1", "/mcp/t2"]
 
 
+@pytest.mark.parametrize(
+    ("tools", "says"),
+    [
+        ('[tool(f"t{number}")]', "more than 5 tools"),
+        ('[tool("t")]', "more than 5 tools"),
+        ("[]", "more than 10 pages"),
+    ],
+)
 async def test_a_list_of_tools_without_an_end_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: str, says: str
 ) -> None:
     from stepflow_trio.runtime import mcp_session
 
     monkeypatch.setattr(mcp_session, "MAX_TOOLS", 5)
+    monkeypatch.setattr(mcp_session, "MAX_PAGES", 10)
     plugin = server(
         tmp_path,
-        """
+        f"""
         for number, request in enumerate(requests()):
-            answer(request, tools=[tool(f"t{number}")], nextCursor="on")
+            answer(request, tools={tools}, nextCursor=str(number))
         """,
     )
     async with running(serving(plugin)) as runtime:
-        failure = await failure_of(runtime, one_step("/mcp/t0"))
+        with trio.fail_after(20):
+            failure = await failure_of(runtime, one_step("/mcp/t0"))
     assert failure.code == ErrorCode.GARBLED_MESSAGE
-    assert "more than 5 tools" in failure.message
+    assert says in failure.message
 
 
 async def test_a_tool_returns_its_structured_content_or_else_its_content(tmp_path: Path) -> None:
@@ -220,6 +230,7 @@ async def test_stderr_is_read_however_much_it_is_and_stdout_s_other_lines_are_sh
         tmp_path,
         """
         os.write(1, b"Listening on stdio\\n\\n[1]\\n{\\"level\\": 1}\\n")
+        os.write(1, b"[INFO] sent {\\"jsonrpc\\": \\"2.0\\"}\\n{level: 2}\\n")
         for request in requests(tool("t")):
             for _ in range(300):
                 say("x" * 4000)
@@ -229,8 +240,9 @@ async def test_stderr_is_read_however_much_it_is_and_stdout_s_other_lines_are_sh
     seen = Seen()
     async with running(serving(plugin), on_event=seen) as runtime:
         assert await runtime.run(one_step("/mcp/t"), {}) == [{"type": "text", "text": "done"}]
-        await until(lambda: len(lines_of(seen)) == 303)
-    assert {"Listening on stdio", "[1]", '{"level": 1}'} < set(lines_of(seen))
+        await until(lambda: len(lines_of(seen)) == 305)
+    beside = {"Listening on stdio", "[1]", '{"level": 1}', '[INFO] sent {"jsonrpc": "2.0"}', "{level: 2}"}
+    assert beside < set(lines_of(seen))
 
 
 # ---- tools that fail ------------------------------------------------------------------------------------
@@ -301,6 +313,58 @@ async def test_an_output_that_does_not_fit_the_tool_s_schema_is_its_failure(tmp_
         failure = await failure_of(runtime, one_step("/mcp/t"), {})
     assert failure.code == ErrorCode.COMPONENT_FAILED
     assert "Invalid structured content" in failure.message
+
+
+async def test_an_output_that_is_not_there_although_the_tool_s_schema_wants_one_is_its_failure(
+    tmp_path: Path,
+) -> None:
+    plugin = server(
+        tmp_path,
+        """
+        for request in requests(tool("t", outputSchema={"type": "object"})):
+            text(request, "plain")
+        """,
+    )
+    async with running(serving(plugin)) as runtime:
+        failure = await failure_of(runtime, one_step("/mcp/t"), {})
+    assert failure.code == ErrorCode.COMPONENT_FAILED
+    assert "did not return structured content" in failure.message
+
+
+async def test_an_output_schema_that_is_none_is_the_tool_s_failure(tmp_path: Path) -> None:
+    plugin = server(
+        tmp_path,
+        """
+        for request in requests(tool("t", outputSchema={"type": "object", "minProperties": -1})):
+            answer(request, content=[], structuredContent={})
+        """,
+    )
+    async with running(serving(plugin)) as runtime:
+        failure = await failure_of(runtime, one_step("/mcp/t"), {})
+    assert failure.code == ErrorCode.COMPONENT_FAILED
+    assert "Invalid schema for tool t" in failure.message
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("mystery"), KeyError("mystery")])
+async def test_a_fault_that_nobody_knows_is_an_incident_of_which_the_log_says_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
+    from mcp.client.session import ClientSession
+
+    async def fail(*_args: Any, **_options: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        raise fault
+
+    monkeypatch.setattr(ClientSession, "call_tool", fail)
+    async with running(serving(server(tmp_path, ECHO))) as runtime:
+        failure = await failure_of(runtime, one_step("/mcp/echo"), {})
+    assert failure.code == ErrorCode.RUNTIME_INTERNAL
+    incident = failure.data["incident"]
+    assert failure.message == f"tools/call failed, incident {incident}: the log says more"
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert incident in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is fault
 
 
 # ---- cancellation ---------------------------------------------------------------------------------------

@@ -157,14 +157,18 @@ async def test_without_a_token_there_is_health_and_nothing_else(host: HostName) 
     async with serving(host, Stage(), security) as (client, _):
         assert (await call(client, "GET", "/health"))[0] == 200
         for path in ("/runs", "/openapi.json", "/components", "/blobs/x", "/runs/x/events"):
-            assert (await call(client, "GET", path))[0] == 401
+            status, answer = await call(client, "GET", path)
+            assert (status, answer["code"]) == (401, 401)
+            assert "asks for a token" in answer["message"]
         assert (await call(client, "GET", "/runs", None, ("authorization", f"Bearer {TOKEN}")))[0] == 200
 
 
 async def test_web_pages_of_others_are_refused(host: HostName) -> None:
     async with serving(host, Stage()) as (client, _):
         assert (await call(client, "GET", "/runs", None, ("origin", "https://elsewhere.example")))[0] == 403
-        assert (await call(client, "GET", "/runs", None, ("sec-fetch-site", "cross-site")))[0] == 403
+        status, answer = await call(client, "GET", "/runs", None, ("sec-fetch-site", "cross-site"))
+        assert (status, answer["code"]) == (403, 403)
+        assert "web pages" in answer["message"]
 
 
 async def test_other_machines_are_not_let_in_without_a_token(host: HostName) -> None:

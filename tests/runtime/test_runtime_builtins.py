@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stepflow_trio import ErrorCode, RpcError, RunFailed, open_runtime
 from stepflow_trio.flows.model import flow_id
 from stepflow_trio.flows.reader import flow_from_json, read_flow_file
 from stepflow_trio.flows.results import Success
+from stepflow_trio.flows.source import Source, read_source
 from stepflow_trio.runtime import builtin
 from stepflow_trio.runtime.events import StepStarted
 
@@ -317,6 +319,22 @@ async def test_a_file_that_does_not_hold_what_it_should_is_a_bad_request(
     failure = await failure_of("/builtin/load_file", {"path": str(path)})
     assert failure.code == ErrorCode.BAD_REQUEST
     assert says in failure.message
+
+
+async def test_a_file_is_parsed_where_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def read(text: str, *, name: str) -> Source:
+        threads.append(threading.get_ident())
+        return read_source(text, name=name)
+
+    monkeypatch.setattr(builtin, "read_source", read)
+    (tmp_path / "a.yaml").write_text("a: 1")
+    assert (await run_one("/builtin/load_file", {"path": str(tmp_path / "a.yaml")}))["data"] == {"a": 1}
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 @pytest.mark.parametrize("what", ["nothing", "directory", "fifo", "nul"])

@@ -20,7 +20,7 @@ from stepflow_trio import (
 )
 from stepflow_trio.engine import Link
 from stepflow_trio.flows.results import Failed, Success
-from stepflow_trio.runtime import worker_plugin
+from stepflow_trio.runtime import hosted_worker
 from stepflow_trio.runtime.events import (
     RunEnded,
     RunStarted,
@@ -32,7 +32,7 @@ from stepflow_trio.runtime.events import (
 from stepflow_trio.runtime.stores import Blob, MemoryBlobStore
 from stepflow_trio.testing import Cancellable, cancel_everywhere
 
-GRACE_S = worker_plugin.CANCEL_GRACE_S
+GRACE_S = hosted_worker.CANCEL_GRACE_S
 
 WAITS = one_step("/w/wait", {"name": {"$input": "$"}})
 """Its component waits for the stage's ``release``."""

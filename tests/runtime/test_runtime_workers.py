@@ -36,7 +36,7 @@ from runtime_stage import (
 from stepflow_trio import ErrorCode, Runtime, open_runtime
 from stepflow_trio.engine import Limits
 from stepflow_trio.flows.results import Failed, Success
-from stepflow_trio.runtime import launchers, worker_plugin
+from stepflow_trio.runtime import hosted_worker, launchers
 from stepflow_trio.runtime.config import StdioPluginConfig, read_config
 from stepflow_trio.runtime.events import StepRetrying, StepStarted, WorkerEnded, WorkerLine, WorkerStarted
 from stepflow_trio.transports.process import StopLadder, open_process_link
@@ -351,7 +351,7 @@ async def test_a_worker_that_cannot_be_initialized_costs_its_own_steps(
 async def test_a_worker_that_hangs_is_left_replaced_and_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf_to: str
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "CANCEL_GRACE_S", 0.1)
+    monkeypatch.setattr(hosted_worker, "CANCEL_GRACE_S", 0.1)
     hangs = {
         "cancel": "pass",
         "stdin": "time.sleep(60)",
@@ -382,7 +382,7 @@ async def test_a_worker_that_hangs_is_left_replaced_and_stopped(
 async def test_a_worker_that_is_stopped_by_a_signal_hangs_and_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "CANCEL_GRACE_S", 0.1)
+    monkeypatch.setattr(hosted_worker, "CANCEL_GRACE_S", 0.1)
     seen = Seen()
     echo = raw_plugin(tmp_path, "for request in executions(): answer(request, os.getpid())")
     async with running(processes(w=echo), on_event=seen) as runtime:
@@ -559,7 +559,7 @@ async def test_what_an_answer_that_was_cut_off_has_destroyed_is_asked_for_again(
 async def test_a_worker_that_falls_silent_in_the_middle_of_a_message_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "STALLED_FRAME_S", 0.2)
+    monkeypatch.setattr(hosted_worker, "STALLED_FRAME_S", 0.2)
     seen = Seen()
     async with running(processes(1, w=raw_plugin(tmp_path, CUTS_ONCE)), on_event=seen) as runtime:
         assert await runtime.run(one_step("/w/x"), "cut") == "whole"
@@ -572,7 +572,7 @@ async def test_a_worker_that_falls_silent_in_the_middle_of_a_message_is_replaced
 async def test_a_worker_that_sends_a_message_slowly_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "STALLED_FRAME_S", 0.1)
+    monkeypatch.setattr(hosted_worker, "STALLED_FRAME_S", 0.1)
     script = """
         for request in executions():
             text = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {"output": 1}}) + "\\n"
@@ -776,7 +776,7 @@ def test_a_runtime_with_a_process_can_be_cancelled_anywhere_and_leaves_nothing(t
 async def test_a_run_sent_to_a_worker_that_is_stuck_is_taken_over_by_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_plugin, "CANCEL_GRACE_S", 0.5)
+    monkeypatch.setattr(hosted_worker, "CANCEL_GRACE_S", 0.5)
     worker = own_plugin(
         tmp_path,
         """

@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -476,9 +477,9 @@ def test_all_loggers_of_the_package_are_guarded() -> None:
     assert named - {"stepflow_trio"} <= set(LOGGERS)
 
 
-def test_a_log_record_comes_to_its_handlers_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_log_record_comes_to_its_handlers_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
     redaction = Redaction()
-    begin(redaction, "r", {"word": WORD})
+    await begin(redaction, "r", {"word": WORD})
     log = logging.getLogger("stepflow_trio.engine")
     with redaction.guarding_logs():
         try:
@@ -500,40 +501,59 @@ def test_a_log_record_comes_to_its_handlers_without_secrets(caplog: pytest.LogCa
 # ---- what is remembered -----------------------------------------------------------------------------------
 
 
-def begin(redaction: Redaction, run_id: str, *inputs: Any) -> None:
+async def begin(redaction: Redaction, run_id: str, *inputs: Any) -> RunStarted:
+    """A run whose start is on record; as it is recorded."""
     from stepflow_trio.flows.reader import flow_from_json
     from stepflow_trio.flows.secrets import FlowSecrets
 
     places = FlowSecrets.of(flow_from_json(secret_flow(step("a", "/x/y"), step("fetch", "/x/y"))))
-    redaction.begin(run_id, places, inputs, {})
+    redaction.begin(run_id, places, {})
+    return await redaction.started(start_of(run_id, *inputs))
 
 
-def test_secrets_of_runs_at_work_are_remembered_however_many_come_and_go() -> None:
+def start_of(run_id: str, *inputs: Any) -> RunStarted:
+    return RunStarted(
+        run_id=run_id,
+        at=datetime.now(UTC),
+        flow_id="f",
+        flow_name="f",
+        inputs=inputs,
+        variables={},
+        max_concurrency=1,
+        root_run_id=run_id,
+    )
+
+
+async def test_secrets_of_runs_at_work_are_remembered_however_many_come_and_go() -> None:
     redaction = Redaction()
-    begin(redaction, "long", {"word": "the-long-one"})
+    await begin(redaction, "long", {"word": "the-long-one"})
     for number in range(5):
         words = [{"word": f"{number}-{n:06}"} for n in range(REMEMBERED_STRINGS)]
-        begin(redaction, "short", *words)
+        await begin(redaction, "short", *words)
         assert redaction.end("short") is False
     assert redaction.text("the-long-one 4-000001") == f"{REDACTED} {REDACTED}"
     assert redaction.text("0-000001") == "0-000001"
     redaction.end("long")
 
 
-def test_secrets_of_runs_that_are_over_are_remembered_for_a_while() -> None:
+async def test_secrets_of_runs_that_are_over_are_remembered_for_a_while() -> None:
     redaction = Redaction()
     for number in range(2):
-        begin(redaction, "short", *({"word": f"{number}-{n:06}"} for n in range(REMEMBERED_STRINGS - 1000)))
+        await begin(
+            redaction, "short", *({"word": f"{number}-{n:06}"} for n in range(REMEMBERED_STRINGS - 1000))
+        )
         redaction.end("short")
     assert redaction.text("0-000001 1-000001") == f"{REDACTED} {REDACTED}"
 
 
-def test_a_submission_that_hides_nothing_is_recorded_as_it_is() -> None:
+async def test_a_submission_that_hides_nothing_is_recorded_as_it_is() -> None:
     redaction = Redaction()
-    begin(redaction, "r", {"word": WORD})
+    await begin(redaction, "r", {"word": WORD})
     event = ItemEnded(run_id="other", item_index=0, at=None, result=Success(WORD))  # type: ignore[arg-type]
     assert redaction.recorded(event) is event
-    redaction.begin("plain", None, [WORD], {})
+    redaction.begin("plain", None, {})
+    start = start_of("plain", WORD)
+    assert await redaction.started(start) is start
     event = ItemEnded(run_id="plain", item_index=0, at=None, result=Success(WORD))  # type: ignore[arg-type]
     assert redaction.recorded(event) is event
     failed = Failed(FlowError(ErrorCode.COMPONENT_FAILED, WORD))

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from stepflow_trio.runtime.rest_api.payloads import ErrorResponse
 from stepflow_trio.runtime.rest_api.routes import Route
@@ -19,21 +18,15 @@ _REFUSALS = (400, 401, 403, 408, 413, 421, 431, 503)
 _REF = "#/components/schemas/{name}"
 
 
-class Refusal(Struct, frozen=True, kw_only=True):
-    """An answer of the server in front of the API."""
-
-    error: str
-
-
 def openapi_document(routes: Iterable[Route], *, path: str, version: str) -> dict[str, Any]:
     """The description, in OpenAPI 3.1, of ``routes`` that are served below ``path``."""
     routes = list(routes)
     types = [type_ for route in routes for type_ in (route.body, route.query, *route.answers.values())]
     named = [type_ for type_ in types if type_ is not None]
     schemas, components = msgspec.json.schema_components(
-        [*dict.fromkeys(named), ErrorResponse, Refusal], ref_template=_REF
+        [*dict.fromkeys(named), ErrorResponse], ref_template=_REF
     )
-    schema_of = dict(zip([*dict.fromkeys(named), ErrorResponse, Refusal], schemas, strict=True))
+    schema_of = dict(zip([*dict.fromkeys(named), ErrorResponse], schemas, strict=True))
     queries = {route.query.__name__ for route in routes if route.query is not None}
     parameters = {name: components[name].get("properties", {}) for name in queries}
     paths: dict[str, dict[str, Any]] = {}
@@ -79,9 +72,7 @@ def _responses(route: Route, schema_of: dict[Any, dict[str, Any]]) -> dict[str, 
         if type_ is not None:
             described["content"] = {route.media_type: {"schema": schema_of[type_]}}
         responses[str(status)] = described
-    own, either = schema_of[ErrorResponse], {"anyOf": [schema_of[ErrorResponse], schema_of[Refusal]]}
     for status in sorted({*route.errors, *_REFUSALS, 500}):
-        schema = own if status not in _REFUSALS else either if status in route.errors else schema_of[Refusal]
-        content = {"application/json": {"schema": schema}}
+        content = {"application/json": {"schema": schema_of[ErrorResponse]}}
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
     return responses

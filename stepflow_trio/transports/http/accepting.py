@@ -28,8 +28,8 @@ TURN_AWAY_S = 1.0
 _RECEIVE_BYTES = 64 * 2**10
 
 _TURNED_AWAY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 41\r\n"
-    b'retry-after: 1\r\nconnection: close\r\n\r\n{"error":"too many connections are open"}'
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 54\r\n"
+    b'retry-after: 1\r\nconnection: close\r\n\r\n{"code":503,"message":"too many connections are open"}'
 )
 
 Address: TypeAlias = tuple[str, int | None]

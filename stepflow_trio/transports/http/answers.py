@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from stepflow_trio.errors import LocalProtocolError
@@ -118,7 +119,7 @@ class Answer:
         return [*pieces, b"0\r\n\r\n"] if is_end else pieces
 
 
-def last_answer(status: int, content: dict[str, str], *, to: bytes, date: bytes) -> bytes:
+def last_answer(status: int, content: Mapping[str, object], *, to: bytes, date: bytes) -> bytes:
     """A whole answer in JSON to this method, behind which the connection closes."""
     answer = Answer(to, is_http_1_0=False)
     body = codec.encode_json(content)

@@ -68,7 +68,7 @@ class _Connection:
                 return
         except (Refused, h11.RemoteProtocolError) as exc:
             refused = exc if isinstance(exc, Refused) else malformed(exc)
-            content = {"error": refused.what}
+            content = refused.content
             await self.wire.send(last_answer(refused.status, content, to=b"", date=self._state.date()))
         await self._linger()
 

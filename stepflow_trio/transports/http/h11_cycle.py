@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 
 import h11
@@ -124,7 +125,7 @@ class Cycle:
                 incident = self._log_incident("failed", failures)
         if not (self._complete or self._gone):
             incident = incident or self._log_incident("did not answer", None)
-            await self._answer_instead(500, {"error": "internal error", "incident": incident})
+            await self._answer_instead(500, {"code": 500, "message": "internal error", "incident": incident})
 
     def _log_incident(self, what: str, failures: ExceptionGroup[Exception] | None) -> str:
         incident = secrets.token_hex(4)
@@ -298,9 +299,9 @@ class Cycle:
         return head
 
     async def _refuse(self, refused: Refused) -> None:
-        await self._answer_instead(refused.status, {"error": refused.what})
+        await self._answer_instead(refused.status, refused.content)
 
-    async def _answer_instead(self, status: int, content: dict[str, str]) -> None:
+    async def _answer_instead(self, status: int, content: Mapping[str, object]) -> None:
         """Answer in place of the application, to which the client is gone from now on."""
         may_answer = not (self._begun or self._gone)
         self._is_last = True

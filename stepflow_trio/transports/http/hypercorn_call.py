@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import h11
@@ -92,7 +92,7 @@ class HttpProtocol(Protocol):
         """The application has taken so much of the body, or will never."""
         ...
 
-    async def answer_instead(self, call: AppCall, status: int, content: dict[str, str]) -> None:
+    async def answer_instead(self, call: AppCall, status: int, content: Mapping[str, object]) -> None:
         """Answer in the application's place, or where it has begun to, cut its answer off."""
         ...
 
@@ -184,7 +184,7 @@ class AppCall:
         """Answer in the application's place, or cut its answer off. The application finds the client gone."""
         if not self._is_gone:
             self.leave()
-            await self._protocol.answer_instead(self, refused.status, {"error": refused.what})
+            await self._protocol.answer_instead(self, refused.status, refused.content)
 
     def leave(self) -> None:
         """The client is gone, for all that the application needs to know."""
@@ -293,7 +293,8 @@ class AppCall:
         if not self._is_gone:
             incident = incident or _log_incident("did not answer", scope, None)
             self.leave()
-            await self._protocol.answer_instead(self, 500, {"error": "internal error", "incident": incident})
+            content = {"code": 500, "message": "internal error", "incident": incident}
+            await self._protocol.answer_instead(self, 500, content)
 
     def _wake_receiver(self) -> None:
         if self._wake is not None:
@@ -334,7 +335,7 @@ def answer_headers(
     return headers, is_last
 
 
-def json_answer(content: dict[str, str]) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def json_answer(content: Mapping[str, object]) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The headers and the body of an answer that is not the application's."""
     body = json.dumps(content).encode()
     return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body

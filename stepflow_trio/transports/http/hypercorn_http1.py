@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -180,7 +181,7 @@ class Http1(H11Protocol):
         if self._call is not None and self.stream is not None:
             await self._call.refuse(refused)
         else:
-            await self.answer_instead(None, refused.status, {"error": refused.what})
+            await self.answer_instead(None, refused.status, refused.content)
 
     async def time_out(self) -> None:
         """Nothing has come for too long, or the headers come too slowly."""
@@ -228,7 +229,7 @@ class Http1(H11Protocol):
         status = event.status_code
         return h11.Response(status_code=status, headers=headers, reason=_REASONS.get(status, b""))
 
-    async def answer_instead(self, call: AppCall | None, status: int, content: dict[str, str]) -> None:
+    async def answer_instead(self, call: AppCall | None, status: int, content: Mapping[str, object]) -> None:
         """Answer in the application's place, if it has not begun to. The connection's last act."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._is_last = True

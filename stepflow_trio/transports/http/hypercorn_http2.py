@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import h2.errors
@@ -180,7 +180,7 @@ class Http2(H2Protocol):
         try:
             check_head(method, target, event.headers, self._service.limits)
         except Refused as refused:
-            self._send_whole(stream_id, refused.status, {"error": refused.what})
+            self._send_whole(stream_id, refused.status, refused.content)
         else:
             await self._create_stream(event)
         self._requests += 1
@@ -304,7 +304,7 @@ class Http2(H2Protocol):
             await self._settle()
         await self._flush()
 
-    async def answer_instead(self, call: AppCall, status: int, content: dict[str, str]) -> None:
+    async def answer_instead(self, call: AppCall, status: int, content: Mapping[str, object]) -> None:
         """Answer in the application's place, or reset the stream where it has begun to."""
         if call.has_begun:
             await self._cut(call.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
@@ -312,7 +312,7 @@ class Http2(H2Protocol):
             self._send_whole(call.stream_id, status, content)
             await self._forget(call.stream_id)
 
-    def _send_whole(self, stream_id: int, status: int, content: dict[str, str]) -> None:
+    def _send_whole(self, stream_id: int, status: int, content: Mapping[str, object]) -> None:
         headers, body = json_answer(content)
         headers, _ = answer_headers(headers, self._service.date())
         try:

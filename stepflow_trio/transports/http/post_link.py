@@ -438,7 +438,7 @@ def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowErr
 def shown_answer(status: int, body: bytes) -> str:
     """A refusal in the server's own words: its status, and what its body says where that is a text.
 
-    Of a JSON object with an ``error``, as ours and others answer, it is that.
+    Of a JSON object with a ``message``, as ours answer, or an ``error``, as others do, it is that.
     """
     text = _error_in(body) or body[: 4 * _MAX_QUOTED_CHARS].decode("utf-8", "replace").strip()
     text = "".join(character if character.isprintable() else " " for character in text)[:_MAX_QUOTED_CHARS]
@@ -448,7 +448,7 @@ def shown_answer(status: int, body: bytes) -> str:
 
 def _error_in(body: bytes) -> str:
     match _json_in(body):
-        case {"error": str() as error}:
+        case {"message": str() as error} | {"error": str() as error}:
             return error
         case _:
             return ""

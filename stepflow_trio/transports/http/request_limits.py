@@ -22,6 +22,11 @@ class Refused(Exception):
         self.status = status
         self.what = what
 
+    @property
+    def content(self) -> dict[str, object]:
+        """The answer's JSON."""
+        return {"code": self.status, "message": self.what}
+
 
 class OpenConnections:
     """How many connections are open, in all and from each address."""

@@ -103,7 +103,7 @@ class _Refusal:
     def __init__(self, status: int, error: str, *headers: tuple[bytes, bytes]) -> None:
         self.status = status
         self.error = error
-        self.body = f'{{"error":"{error}"}}'.encode("ascii")
+        self.body = f'{{"code":{status},"message":"{error}"}}'.encode("ascii")
         self.headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(self.body)),

@@ -138,8 +138,8 @@ def test_no_body_to_head_says_nothing_about_its_length(body: bytes) -> None:
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
 def test_a_last_answer_is_whole_and_closes(method: bytes) -> None:
-    data = last_answer(413, {"error": "too much"}, to=method, date=DATE)
+    data = last_answer(413, {"code": 413, "message": "too much"}, to=method, date=DATE)
     response, body, client = read(data, method.decode(), to_the_end=False)
     assert response.status_code == 413
-    assert body == (b'{"error":"too much"}' if method == b"GET" else b"")
+    assert body == (b'{"code":413,"message":"too much"}' if method == b"GET" else b"")
     assert client.their_state is h11.MUST_CLOSE

@@ -85,7 +85,7 @@ async def test_a_refusal_says_why(status: int) -> None:
         response = await client.response()
         assert response.status == status
         assert response.headers[b"content-type"] == b"application/json"
-        assert response.body.startswith(b'{"error":"')
+        assert response.body.startswith(b'{"code":%d,"message":"' % status)
         assert response.closes
         assert await client.is_closed()
 

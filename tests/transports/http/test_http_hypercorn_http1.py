@@ -374,7 +374,7 @@ async def test_connect_is_not_spoken_and_an_asterisk_is_a_path() -> None:
         assert (await client.response()).status == 200
         await client.send(request("CONNECT", "localhost:80"))
         response = await client.response()
-        assert (response.status, response.body) == (501, b'{"error": "this is not a proxy"}')
+        assert (response.status, response.body) == (501, b'{"code": 501, "message": "this is not a proxy"}')
 
 
 async def test_a_target_may_be_a_url_of_the_scheme_and_host(tls: TlsFiles) -> None:

@@ -46,7 +46,8 @@ async def test_a_body_over_the_bound_is_refused_and_its_rest_is_not_wanted(tls: 
         assert client.answers[announced].reset == NO_ERROR
         sent = await client.request("POST", "/silent", body=b"x" * 1001, more=True)
         answer = await client.response(sent)
-        assert (answer.status, answer.body) == (413, b'{"error": "the body is over 1000 bytes"}')
+        assert answer.status == 413
+        assert answer.body == b'{"code": 413, "message": "the body is over 1000 bytes"}'
         assert answer.reset == NO_ERROR
         # What was on its way meanwhile harms nobody.
         await client.send(DataFrame(sent, b"more"), DataFrame(announced, b"more", flags=["END_STREAM"]))

@@ -43,7 +43,9 @@ class Answer:
 
     @property
     def error(self) -> str:
-        return json.loads(self.body)["error"]
+        said = json.loads(self.body)
+        assert said["code"] == self.status
+        return said["message"]
 
 
 async def ask(

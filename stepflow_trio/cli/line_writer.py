@@ -12,7 +12,7 @@ from stepflow_trio.cli.standard_output import raise_stdout_error
 from stepflow_trio.errors import StepflowError
 
 
-class PatientOutput:
+class LineWriter:
     """Writes what it was given, in that order, as soon as it is taken.
 
     What one write takes fits into a pipe that has room, so a reader that is slow holds nothing up.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import math
 import os
 import ssl
@@ -12,13 +12,14 @@ from stepflow_trio.errors import CallTimeout, ConfigError, ConnectionLost, Error
 from stepflow_trio.flows.results import FlowError
 from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.builtin_payloads import OpenAiInput
+from stepflow_trio.runtime.plugin_config import is_this_machine
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
 from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.client import HttpResponse, open_http_client
 from stepflow_trio.transports.http.security import client_ssl_context
 from stepflow_trio.transports.http.urls import HttpUrl
 
-__all__ = ["complete_chat"]
+__all__ = ["OpenAiChat"]
 
 BASE_URL = "https://api.openai.com/v1"
 """Where the API is, unless the environment's ``OPENAI_BASE_URL`` says otherwise."""
@@ -37,61 +38,80 @@ _TEMPORARY = (408, 425, 429)
 _NO_QUOTA = "insufficient_quota"
 """It comes with 429, but does not pass by itself."""
 
+_log = logging.getLogger("stepflow_trio.runtime")
 
-async def complete_chat(input: OpenAiInput) -> str:
-    """Ask for the next message, and return its text.
 
-    The key is the input's, else the environment's ``OPENAI_API_KEY``; no error shows it.
+class OpenAiChat:
+    """The way to the API.
 
-    Raises:
-        StepFailure: there is no key, or no answer with a text. The runtime tries again (``TRANSPORT``) where
-            the API could not be reached, was at its limit or broken; nobody does where it refused.
+    Where it is, and the key, are looked up with every message, in the environment of this process: also
+    where the configuration was read with other variables.
     """
-    key = input.api_key or os.environ.get("OPENAI_API_KEY") or ""
-    if not key:
-        message = "/openai needs a key: set OPENAI_API_KEY in the runtime's environment, or give it api_key"
-        raise _failure(ErrorCode.CONFIGURATION_ERROR, message)
-    try:
-        return await _ask(input, key)
-    except ConfigError as exc:
-        raise _failure(ErrorCode.CONFIGURATION_ERROR, f"/openai cannot be used: {exc}") from exc
-    except (ConnectionLost, CallTimeout) as exc:
-        code = ErrorCode.CONNECTION_LOST if isinstance(exc, ConnectionLost) else ErrorCode.TRANSPORT_ERROR
-        raise _failure(code, f"/openai: {exc}", FailureKind.TRANSPORT) from exc
 
+    def __init__(self) -> None:
+        self._tls: ssl.SSLContext | None = None
+        self._warned_of: set[str] = set()
 
-async def _ask(input: OpenAiInput, key: str) -> str:
-    url = HttpUrl.parse(os.environ.get("OPENAI_BASE_URL") or BASE_URL)
-    asked: dict[str, Any] = {
-        "model": input.model or DEFAULT_MODEL,
-        "messages": [{"role": message.role, "content": message.content} for message in input.messages],
-    }
-    if input.max_tokens is not None:
-        asked["max_tokens"] = input.max_tokens
-    if input.temperature is not None:
-        asked["temperature"] = input.temperature
-    headers = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
-    tls = _tls() if url.is_tls else None
-    async with (
-        open_http_client(url, tls=tls, bearer=SecretStr(key)) as client,
-        client.request(
-            "POST",
-            f"{url.path.rstrip('/')}/chat/completions",
-            headers=headers,
-            body=codec.encode_json(asked),
-            timeout_s=ANSWER_TIMEOUT_S,
-        ) as response,
-    ):
-        body = await response.read(_MAX_ANSWER_BYTES)
-        if response.status != 200:
-            raise _refusal(response, body, key)
-        return _text_of(body)
+    async def complete(self, input: OpenAiInput) -> str:
+        """Ask for the next message, and return its text.
 
+        The key is the input's, else the environment's ``OPENAI_API_KEY``; no error shows it. A key that
+        travels unencrypted to another machine is warned of, once for each.
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """Made once: reading the system's authorities takes tens of milliseconds."""
-    return client_ssl_context()
+        Raises:
+            StepFailure: there is no key, or no answer with a text. The runtime tries again (``TRANSPORT``)
+                where the API could not be reached, was at its limit or broken; nobody does where it refused.
+        """
+        key = input.api_key or os.environ.get("OPENAI_API_KEY") or ""
+        if not key:
+            message = (
+                "/openai needs a key: set OPENAI_API_KEY in the runtime's environment, or give it api_key"
+            )
+            raise _failure(ErrorCode.CONFIGURATION_ERROR, message)
+        try:
+            return await self._ask(input, key)
+        except ConfigError as exc:
+            raise _failure(ErrorCode.CONFIGURATION_ERROR, f"/openai cannot be used: {exc}") from exc
+        except (ConnectionLost, CallTimeout) as exc:
+            is_lost = isinstance(exc, ConnectionLost)
+            code = ErrorCode.CONNECTION_LOST if is_lost else ErrorCode.TRANSPORT_ERROR
+            raise _failure(code, f"/openai: {exc}", FailureKind.TRANSPORT) from exc
+
+    async def _ask(self, input: OpenAiInput, key: str) -> str:
+        url = HttpUrl.parse(os.environ.get("OPENAI_BASE_URL") or BASE_URL)
+        asked: dict[str, Any] = {
+            "model": input.model or DEFAULT_MODEL,
+            "messages": [{"role": message.role, "content": message.content} for message in input.messages],
+        }
+        if input.max_tokens is not None:
+            asked["max_tokens"] = input.max_tokens
+        if input.temperature is not None:
+            asked["temperature"] = input.temperature
+        headers = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
+        async with (
+            open_http_client(url, tls=self._tls_for(url), bearer=SecretStr(key)) as client,
+            client.request(
+                "POST",
+                f"{url.path.rstrip('/')}/chat/completions",
+                headers=headers,
+                body=codec.encode_json(asked),
+                timeout_s=ANSWER_TIMEOUT_S,
+            ) as response,
+        ):
+            body = await response.read(_MAX_ANSWER_BYTES)
+            if response.status != 200:
+                raise _refusal(response, body, key)
+            return _text_of(body)
+
+    def _tls_for(self, url: HttpUrl) -> ssl.SSLContext | None:
+        if url.is_tls:
+            # Made once: reading the system's authorities takes tens of milliseconds.
+            self._tls = self._tls or client_ssl_context()
+            return self._tls
+        if not is_this_machine(url.host) and url.origin not in self._warned_of:
+            self._warned_of.add(url.origin)
+            _log.warning("OPENAI_BASE_URL: the key travels unencrypted to %s: use https://", url.host)
+        return None
 
 
 def _text_of(body: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Hashable, Sequence
@@ -11,6 +10,14 @@ from contextlib import suppress
 import trio
 
 from stepflow_trio.cli.case_configuration import CaseConfigs
+from stepflow_trio.cli.case_finding import (
+    FlowTests,
+    FoundTests,
+    NotLoaded,
+    choose_cases,
+    find_tests,
+    require_cases,
+)
 from stepflow_trio.cli.case_report import (
     CaseReport,
     FileReport,
@@ -21,24 +28,17 @@ from stepflow_trio.cli.case_report import (
     report_json,
 )
 from stepflow_trio.cli.case_running import ConfiguredRuns, FileRun, run_cases
-from stepflow_trio.cli.case_update import update_expectations
+from stepflow_trio.cli.case_secrets import CaseSecrets
+from stepflow_trio.cli.case_update import Update, update_expectations
 from stepflow_trio.cli.exits import FAILED, MISUSED
-from stepflow_trio.cli.flow_tests import (
-    FlowTests,
-    FoundTests,
-    NotLoaded,
-    choose_cases,
-    find_tests,
-    require_cases,
-)
 from stepflow_trio.cli.interruption import Interrupted, run_until_signal
+from stepflow_trio.cli.line_writer import LineWriter
 from stepflow_trio.cli.notices import complain, show_diagnostic, speaks_json
-from stepflow_trio.cli.patient_output import PatientOutput
 from stepflow_trio.cli.plain_text import count
 from stepflow_trio.cli.reporting import open_reporter
 from stepflow_trio.cli.route_check import unreachable_steps
 from stepflow_trio.cli.run_arguments import NOT_SHOWN
-from stepflow_trio.cli.standard_output import require_stdout, write_line
+from stepflow_trio.cli.standard_output import require_stdout, write_json, write_line
 from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.errors import ConfigError, FlowInvalid
 from stepflow_trio.runtime.config import DEFAULT_CONFIG, Config
@@ -67,7 +67,8 @@ def run_flow_tests(
         updates: let cases that fail expect what they came to, in their files.
         shows_diff: say where a result is not what is expected.
         max_concurrency: cases at once.
-        quiet: pass over the cases that passed, warnings, and what workers write to stderr.
+        quiet: pass over the cases that passed, warnings of flows and configurations, and what workers write
+            to stderr.
 
     Raises:
         Unusable: there is nothing to test, or a path or a pattern leads nowhere.
@@ -85,7 +86,7 @@ def run_flow_tests(
     tally = session.tally
     tally.duration_s = time.monotonic() - began_at
     if text is None:
-        write_line(json.dumps(report_json(session.reports, tally), indent=2, ensure_ascii=False))
+        write_json(report_json(session.reports, tally))
     else:
         write_line(tally.line())
     if tally.not_loaded:
@@ -128,8 +129,9 @@ class _Session:
             return FileReport(path=tests.path, config=name, error=FlowInvalid(unreachable))
         if found.key not in self._configs:
             self._configs[found.key] = found.config
-            for warning in found.config.diagnostics:
-                show_diagnostic(warning)
+            if not self._quiet:
+                for warning in found.config.diagnostics:
+                    show_diagnostic(warning)
         run = FileRun(tests)
         self._groups.setdefault(found.key, []).append(run)
         self._names[run] = name
@@ -137,7 +139,7 @@ class _Session:
 
     def run(self, text: TextReport | None, *, max_concurrency: int, updates: bool) -> None:
         """Run everything; report each file, in order, as soon as it and all before it have ended."""
-        output = PatientOutput(sys.stdout.fileno()) if text is not None else None
+        output = LineWriter(sys.stdout.fileno()) if text is not None else None
         groups = [ConfiguredRuns(self._configs[key], files) for key, files in self._groups.items()]
 
         async def run() -> None:
@@ -155,8 +157,12 @@ class _Session:
         try:
             run_until_signal(run, on_signal=announce_end)
         except Interrupted:
-            with suppress(BrokenPipeError):
-                if output is not None:
+            if text is not None and output is not None:
+                # What has ended and waits for a case before it.
+                for entry in self._entries[len(self.reports) :]:
+                    report = entry if isinstance(entry, FileReport) else self._report_of(entry, Update())
+                    self._put(output, text, report)
+                with suppress(BrokenPipeError):
                     output.finish()
             runs = list(self._names)
             ended, of = sum(len(run.results) for run in runs), sum(len(run.tests.cases) for run in runs)
@@ -169,7 +175,7 @@ class _Session:
         self,
         groups: Sequence[ConfiguredRuns],
         text: TextReport | None,
-        output: PatientOutput | None,
+        output: LineWriter | None,
         max_concurrency: int,
         *,
         updates: bool,
@@ -179,30 +185,40 @@ class _Session:
                 nursery.start_soon(self._report, text, output, updates)
                 await run_cases(groups, max_concurrency=max_concurrency, observe=self._show_workers)
 
-    async def _report(self, text: TextReport | None, output: PatientOutput | None, updates: bool) -> None:
+    async def _report(self, text: TextReport | None, output: LineWriter | None, updates: bool) -> None:
         for entry in self._entries:
             report = entry if isinstance(entry, FileReport) else await self._ended(entry, updates=updates)
             self.reports.append(report)
             self.tally.add(report)
             if text is not None and output is not None:
-                output.put("".join(f"{line}\n" for line in text.lines(report)).encode("utf-8", "replace"))
+                self._put(output, text, report)
+
+    def _put(self, output: LineWriter, text: TextReport, report: FileReport) -> None:
+        output.put("".join(f"{line}\n" for line in text.lines(report)).encode("utf-8", "replace"))
 
     async def _ended(self, run: FileRun, *, updates: bool) -> FileReport:
         await run.ended.wait()
-        path, config = run.tests.path, self._names[run]
         if run.refusal is not None:
-            return FileReport(path=path, config=config, error=run.refusal)
-        results = [run.results[case.index] for case in run.tests.cases]
-        remarks: dict[int, str] = {}
+            return FileReport(path=run.tests.path, config=self._names[run], error=run.refusal)
+        update = Update()
         if updates:
             # In a thread: it reads, parses and writes files. It is not cut off in the middle.
-            remarks = await trio.to_thread.run_sync(update_expectations, run.tests, results)
+            results = [run.results[case.index] for case in run.tests.cases]
+            update = await trio.to_thread.run_sync(update_expectations, run.tests, results)
+        return self._report_of(run, update)
+
+    def _report_of(self, run: FileRun, update: Update) -> FileReport:
+        """What became of the cases of a file, as far as they have ended."""
+        results = [run.results[case.index] for case in run.tests.cases if case.index in run.results]
         cases: list[CaseReport] = []
-        for result in results:
-            remark = remarks.get(result.case.index)
-            status: Status = "passed" if result.has_passed else "updated" if remark == "" else "failed"
-            cases.append(CaseReport(result=result, status=status, remark=remark or ""))
-        return FileReport(path=path, config=config, cases=cases)
+        secrets = CaseSecrets(run.tests)
+        for result in map(secrets.hidden, results):
+            index = result.case.index
+            status: Status = (
+                "passed" if result.has_passed else "updated" if index in update.updated else "failed"
+            )
+            cases.append(CaseReport(result=result, status=status, remark=update.left.get(index, "")))
+        return FileReport(path=run.tests.path, config=self._names[run], cases=cases)
 
     def _show_workers(self, event: Event) -> None:
         match event:
