@@ -100,7 +100,7 @@ def _run_until_signal(
                         variables=arguments.variables,
                         overrides=arguments.overrides,
                         max_concurrency=arguments.max_concurrency,
-                        deadline=_deadline(arguments.timeout_s),
+                        timeout_s=math.inf if arguments.timeout_s is None else arguments.timeout_s,
                     )
                     on_submitted(submitted)
                     await submitted.wait()
@@ -112,7 +112,3 @@ def _run_until_signal(
             reporter.warn("interrupted: ending the run and its workers")
 
     return [result for result in run_until_signal(run, on_signal=announce_end) if result is not None]
-
-
-def _deadline(timeout_s: float | None) -> float:
-    return math.inf if timeout_s is None else trio.current_time() + timeout_s

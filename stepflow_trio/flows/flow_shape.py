@@ -35,6 +35,8 @@ class _Known(msgspec.Struct, frozen=True):
     """Fields that nobody reads and that are fine."""
     mistaken: dict[str, str] = {}
     """What fields are called by mistake, though it is no misspelling."""
+    instead: str = ""
+    """What to do with a field that there is not."""
 
 
 _NO_SKIP = "steps are no longer skipped: choose with $if or $coalesce where the result is read"
@@ -91,7 +93,14 @@ _EXAMPLE = _Known("an example", ("name", "description", "input"))
 _SCHEMAS = _Known(
     "schemas",
     ("type", "$defs", "properties"),
-    silent=("$schema", "title", "description", "required", "additionalProperties"),
+    silent=("$schema", "title", "description", "required"),
+    instead="only its parts are read: properties: {input: …, variables: …, steps: …, output: …}",
+)
+_STEP_SCHEMAS = _Known(
+    "schemas.properties.steps",
+    ("type", "properties"),
+    silent=_SCHEMAS.silent,
+    instead="only the schemas of steps are read, each by its step: properties: {<id>: …}",
 )
 _SCHEMA_PARTS = _Known("schemas.properties", ("input", "output", "variables", "steps"))
 
@@ -256,7 +265,7 @@ class _Shaper:
                     message = f'"{name}" stands beside, not inside, the properties of schemas'
                     hint = f"write schemas: {{type: object, properties: {{{name}: …}}}}"
                     self._found(DiagnosticKind.WRONG_TYPE, message, (*at, name), hint, at_key=True)
-            fields = self._fields(schemas, at, _SCHEMAS, also_fine=flat)
+            fields = self._fields(schemas, at, _SCHEMAS, also_fine=(*flat, *_bounds(schemas)))
             defs = self._object(fields, "$defs")
             known = self._object(fields, "properties")
             if known is not None:
@@ -265,7 +274,7 @@ class _Shaper:
                     schema = self._schema(found, name)
                     if schema is not None:
                         parts[name] = schema
-                steps.update(_properties(self._object(found, "steps")))
+                steps.update(self._step_schemas(found))
         properties = {name: parts[name] for name in ("input", "output", "variables") if name in parts}
         if steps:
             properties["steps"] = {"type": "object", "properties": steps}
@@ -277,6 +286,13 @@ class _Shaper:
         if properties:
             written["properties"] = properties
         return written
+
+    def _step_schemas(self, parts: _Fields) -> dict[str, Any]:
+        steps = self._object(parts, "steps")
+        if steps is None:
+            return {}
+        fields = self._fields(steps, parts["steps"][1], _STEP_SCHEMAS, also_fine=_bounds(steps))
+        return self._object(fields, "properties") or {}
 
     def _schema(self, fields: _Fields, name: str) -> Any:
         value, at = fields.get(name, (None, ()))
@@ -387,7 +403,8 @@ class _Shaper:
             self._found(DiagnosticKind.MISSPELLED_FIELD, message, at, f'did you mean "{meant}"?', at_key=True)
         else:
             message = f'{known.what} has no field "{name}": it is ignored'
-            hint = "keep notes and tools' data in metadata" if "metadata" in known.names else ""
+            in_metadata = "keep notes and tools' data in metadata" if "metadata" in known.names else ""
+            hint = known.instead or in_metadata
             self._found(DiagnosticKind.UNKNOWN_FIELD, message, at, hint, at_key=True)
 
     def _text(self, fields: _Fields, name: str) -> str | None:
@@ -492,9 +509,10 @@ def path_as_written(value: Any, path: JsonPath) -> JsonPath:
     return path
 
 
-def _properties(schema: dict[str, Any] | None) -> dict[str, Any]:
-    properties: object = (schema or {}).get("properties")
-    return cast("dict[str, Any]", properties) if isinstance(properties, dict) else {}
+def _bounds(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that are fine in a schema with named parts, as long as they say nothing about further ones."""
+    name = "additionalProperties"
+    return (name,) if isinstance(schema.get(name), bool) else ()
 
 
 def _is_text(value: object) -> bool:

@@ -76,7 +76,7 @@ def _value_of(override: Any, step_id: str) -> Any:
         case {"value": value}:
             if isinstance(value, Mapping):
                 _refuse_misspelled_fields(cast("Mapping[str, Any]", value), f"{at}.value")
-            return value
+            return cast("Any", value)
         case _:
             raise _refused(f'the override of step "{step_id}" has no "value"')
 

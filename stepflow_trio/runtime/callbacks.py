@@ -315,9 +315,8 @@ def _status(
     hidden: Sequence[FlowResult | None] | None = None,
 ) -> RunStatus:
     """How a run stands, with the results that are on record, or with ``hidden``: these with their secrets."""
-    finished = results_in_order(record, by_completion=by_completion)
     failed = record.failed_items
-    unfinished = len(record.items) - len(finished)
+    unfinished = len(record.items) - record.finished_items
     is_cancelled = record.status == "cancelled"
     results: list[ItemResult] | None = None
     if include_results:
@@ -328,7 +327,7 @@ def _status(
                 result=result.to_json(),
                 completed_at=_rfc3339(item.completed_at),
             )
-            for index, item in finished
+            for index, item in results_in_order(record, by_completion=by_completion)
             if (result := (hidden[index] if hidden is not None else None) or item.result) is not None
         ]
         if is_cancelled:
@@ -345,7 +344,7 @@ def _status(
         status=record.status,
         items=ItemStatistics(
             total=len(record.items),
-            completed=len(finished) - failed,
+            completed=record.finished_items - failed,
             failed=failed,
             running=0 if is_cancelled else unfinished,
             cancelled=unfinished if is_cancelled else 0,

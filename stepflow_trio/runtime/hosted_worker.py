@@ -13,11 +13,9 @@ import trio
 
 from stepflow_trio.engine import Link
 from stepflow_trio.errors import (
-    CallFailed,
     CallTimeout,
     ConnectionLost,
     LossReason,
-    RemoteProtocolError,
     StepflowError,
 )
 from stepflow_trio.protocol import methods
@@ -117,8 +115,8 @@ class Session(Protocol):
         """Ask anything, and wait for the answer, which may be an error.
 
         Raises:
-            CallFailed, RemoteProtocolError: it answers.
-            ConnectionLost: it does not any more.
+            ConnectionLost: it does not answer any more.
+            StepflowError: it has answered.
         """
         ...
 
@@ -331,7 +329,7 @@ class HostedWorker(Generic[SessionT]):
                 await session.wait_lost()
             if session.loss is None and calls & session.abandoned_calls:
                 # Is it only this component, or the whole worker that is stuck? Any answer will tell.
-                with contextlib.suppress(CallFailed, ConnectionLost, RemoteProtocolError):
+                with contextlib.suppress(StepflowError):
                     await session.probe()
                 answers = True
             await session.wait_lost()

@@ -28,8 +28,8 @@ from stepflow_trio.runtime.events import (
 
 _MICROSECOND = timedelta(microseconds=1)
 
-_MAX_PACKED_EVENTS = 256
-"""What is packed is unpacked for every look at it."""
+_MAX_PACKED = 256
+"""Events and items. What is packed is unpacked for every look at it."""
 
 EventKind: TypeAlias = Literal[
     "runStarted", "stepStarted", "stepRetrying", "stepEnded", "itemEnded", "runEnded"
@@ -168,7 +168,7 @@ class RunLog:
 
     def packed(self) -> PackedRunLog | RunLog:
         """The log in few objects, where it is small: so that many runs that are over cost little each."""
-        if len(self._at_us) > _MAX_PACKED_EVENTS:
+        if len(self._at_us) + len(self._results) > _MAX_PACKED:
             return self
         return PackedRunLog(
             self._began_at,
@@ -306,9 +306,13 @@ class RunItems(Sequence[ItemRecord]):
     def __getitem__(self, index: slice) -> list[ItemRecord]: ...
 
     def __getitem__(self, index: int | slice) -> ItemRecord | list[ItemRecord]:
+        log = self._log.unpacked()
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        return self._log.unpacked().item(index)
+            return [log.item(number) for number in range(*index.indices(len(self)))]
+        return log.item(index)
+
+    def __iter__(self) -> Iterator[ItemRecord]:
+        return map(self._log.unpacked().item, range(len(self)))
 
 
 def status_of(result: FlowResult) -> str:

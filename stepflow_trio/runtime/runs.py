@@ -34,6 +34,9 @@ _log = logging.getLogger("stepflow_trio.runtime")
 DEFAULT_MAX_CONCURRENCY = 100
 """Items of one run that are in flight at once, where the submission does not say."""
 
+_WHOLE_FROM_S = 10
+"""Times that are measured are told in whole seconds from here on, shorter ones with two digits."""
+
 RECORD_WITHIN_S = 5.0
 """How long the store may take to record that a run was cancelled; whoever cancelled it waits to leave."""
 
@@ -57,6 +60,7 @@ class Run:
         variables: Mapping[str, Any],
         max_concurrency: int,
         deadline: float,
+        timeout_s: float | None,
         depth: int,
         trace_id: str,
         root_id: str,
@@ -71,6 +75,8 @@ class Run:
         self.max_concurrency = max_concurrency
         self.deadline = deadline
         """When it is given up, on ``trio.current_time()``'s clock."""
+        self._timeout_s = timeout_s
+        """How long it may take, where its deadline was said in that way."""
         self.depth = depth
         """How many runs it is below; 0 where none submitted it."""
         self.trace_id = trace_id
@@ -236,7 +242,11 @@ class Run:
             return await self._run_item(executor, basis, index)
         # Whoever waits for it as its owner may have had the same deadline: then it is being cancelled.
         await trio.lowlevel.checkpoint()
-        timeout_s = round(self.deadline - self._begun_at, 3)
+        timeout_s = self._timeout_s
+        if timeout_s is None:
+            # Of a time on a clock, some was gone when this began: no digits that nobody gave.
+            left_s = self.deadline - self._begun_at
+            timeout_s = float(round(left_s) if left_s >= _WHOLE_FROM_S else f"{left_s:.2g}")
         message = f"the run was not over within {timeout_s:g} s"
         return Failed(FlowError(ErrorCode.RUN_TIMED_OUT, message, {"timeout_s": timeout_s}))
 
@@ -334,6 +344,7 @@ class Runs:
         idempotency_key: str | None = None,
         submission_digest: str | None = None,
         deadline: float = float("inf"),
+        timeout_s: float | None = None,
     ) -> Run:
         """Record and start a run. It belongs to ``parent`` as long as that is at work, else to the runtime.
 
@@ -341,7 +352,7 @@ class Runs:
         it failed or was cancelled. Cancelled, it has started nothing.
 
         ``flow`` is what runs: the flow of this id with ``overrides`` applied, which are recorded, as are the
-        ``idempotency_key`` and the ``submission_digest``.
+        ``idempotency_key`` and the ``submission_digest``. ``timeout_s`` is what the ``deadline`` was said as.
 
         Raises:
             LocalProtocolError: this is closed.
@@ -363,8 +374,9 @@ class Runs:
                 return known
             if parent.subflows[subflow_key] is known:
                 break  # else another one has started it anew in the meantime
-        if parent is None:
-            deadline = min(deadline, trio.current_time() + self._run_timeout_s)
+        configured = trio.current_time() + self._run_timeout_s
+        if parent is None and configured < deadline:
+            deadline, timeout_s = configured, self._run_timeout_s
         run_id = self._new_id()
         known_flow = self._flows.get(id(flow))
         if known_flow is None:
@@ -382,6 +394,7 @@ class Runs:
             variables=variables,
             max_concurrency=max_concurrency or DEFAULT_MAX_CONCURRENCY,
             deadline=deadline,
+            timeout_s=timeout_s,
             depth=depth,
             trace_id=parent.trace_id if parent is not None else run_id.hex,
             root_id=parent.root_id if parent is not None else str(run_id),

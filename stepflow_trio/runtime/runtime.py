@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -52,6 +53,9 @@ _log = logging.getLogger("stepflow_trio.runtime")
 
 _CHECKED_AT_ONCE = 500
 """Inputs that are looked at before other tasks get a turn."""
+
+_PLUGIN_NAME = re.compile(r"[^/{}\s]+")
+"""Of a worker of this process: a segment of the paths of its components."""
 
 FlowLike: TypeAlias = Flow | Mapping[str, Any] | str | os.PathLike[str]
 """A flow that was read, a flow as JSON, or the path of a file."""
@@ -130,6 +134,7 @@ class Runtime:
         variables: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
         max_concurrency: int | None = None,
+        timeout_s: float = float("inf"),
         deadline: float = float("inf"),
     ) -> Run:
         """Start a run with one item per input; return as soon as it is recorded.
@@ -142,7 +147,8 @@ class Runtime:
             variables: values of the flow's variables.
             overrides: changes to the flow's steps, ``{"steps": {id: {"value": …}}}``.
             max_concurrency: items in flight at once, 100 by default.
-            deadline: when to give it up, on ``trio.current_time()``'s clock.
+            timeout_s: how long it may take, in seconds from now on.
+            deadline: when to give it up, on ``trio.current_time()``'s clock; the earlier one counts.
 
         Raises:
             FlowInvalid: the flow cannot be run as written, or as overridden; nothing was started.
@@ -151,9 +157,10 @@ class Runtime:
             TypeError: ``inputs`` is one value and not a sequence of them.
             ValueError: ``max_concurrency`` is less than 1.
         """
+        began_at = trio.current_time()
         if max_concurrency is not None and max_concurrency < 1:
             raise ValueError(f"max_concurrency must be at least 1, not {max_concurrency}")
-        if not isinstance(inputs, list) and isinstance(inputs, (str, bytes, Mapping)):
+        if not isinstance(inputs, Sequence) or isinstance(inputs, (str, bytes)):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
             raise TypeError(f"inputs is a list with one input for each item, not {type(inputs).__name__}")
         read = await beside_the_loop(flow, lambda: _read_flow(flow))
         await _check_inputs(inputs)
@@ -172,7 +179,8 @@ class Runtime:
             variables=variables,
             overrides=overrides,
             max_concurrency=max_concurrency,
-            deadline=deadline,
+            deadline=min(deadline, began_at + timeout_s),
+            timeout_s=timeout_s if began_at + timeout_s <= deadline else None,
         )
 
     async def submit_stored(
@@ -317,20 +325,25 @@ async def open_runtime(
         randomness: for the jitter of retries and of probes.
 
     Raises:
-        ConfigError: the configuration cannot be read, a name is used for two plugins, or the routes cannot be
-            used or lead to none.
+        ConfigError: the configuration cannot be read, a name is used for two plugins or cannot stand in a
+            path, ``workers`` are none, or the routes cannot be used or lead to no plugin.
         BindFailed: the blob API, for workers over HTTP, cannot listen where the configuration says.
     """
+    workers = {} if workers is None else workers
+    if not isinstance(workers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        raise ConfigError(f"workers is {workers!r}; it must be a dict, such as {{'demo': Worker()}}")
     if config is None:
         config = DEFAULT_CONFIG
     elif not isinstance(config, Config):
-        config = read_config_file(config, other_plugins=[*(workers or ())])
+        config = read_config_file(config, other_plugins=[*workers])
         for warning in config.warnings:
             _log.warning("%s", warning)
-    workers = workers or {}
     for name, worker in workers.items():
         if isinstance(worker, type) or not hasattr(worker, "serve"):
             raise ConfigError(f"workers[{name!r}] is {worker!r}; it must be a Worker, such as Worker()")
+        if not isinstance(name, str) or not _PLUGIN_NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+            what = "its components are at /<name>/…, so it can have no /, {, } or white space"
+            raise ConfigError(f"workers has the name {name!r}: {what}")
         if name in config.plugins:
             raise ConfigError(f"plugin {name!r} is configured, and given as a worker of this process too")
     routed = {rule.plugin for route in config.routes for rule in route.rules}

@@ -92,7 +92,7 @@ class WorkerFailures:
             case SpawnFailed():
                 kind = FailureKind.TRANSPORT if exc.is_transient else FailureKind.FINAL
                 code = ErrorCode.CONNECT_TIMED_OUT if exc.is_late else ErrorCode.SPAWN_FAILED
-                return StepFailure(FlowError(code, str(exc)), kind)
+                return StepFailure(FlowError(code, text), kind)
             case ConfigError():
                 message = f"plugin {self.plugin!r} cannot be used: {exc}"
                 return StepFailure(FlowError(ErrorCode.CONFIGURATION_ERROR, message), FailureKind.FINAL)

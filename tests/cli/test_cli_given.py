@@ -193,3 +193,16 @@ def test_schemas_are_checked_unless_that_is_switched_off(cli_here: Cli, tmp_path
     assert cli_here("run", given, "--input-json", "1", "-q").code == 1
     ran = cli_here("run", given, "--input-json", "1", "-q", "--no-schema-checks")
     assert (ran.code, ran.stdout) == (0, '{"outcome":"success","result":1}\n')
+
+
+def test_a_variable_that_the_flow_does_not_have_is_warned_of(cli_here: Cli, flow: WriteFlow) -> None:
+    declares = "schemas: { properties: { variables: { type: object, properties: { pieces: {} } } } }\n"
+    given = ["--input-json", "1", "--variables-json", '{"piecse": 4}', "-q"]
+    step = ("/builtin/put_blob", "{ blob_type: data, data: 1 }")
+    ran = cli_here("run", flow(*step, more=declares), *given)
+    assert ran.stderr == (
+        '--variables-json: warning: the flow has no variable "piecse"; did you mean "pieces"?\n'
+    )
+    assert ran.code == 0
+    # A flow that does not say which ones it has may have any.
+    assert cli_here("run", flow(*step), *given).stderr == ""

@@ -43,6 +43,7 @@ def project(tmp_path: Path) -> Path:
         "in.jsonl": '{"a": 1}\n\n{"a": 1]\n',
         "list.json": "[1]",
         "config.yml": "plugins:\n  builtin:\n    type: biultin\nroutes: {}\n",
+        "empty.yml": "plugins: { b: { type: builtin } }\nroutes: { '/builtin/{*c}': [{ plugin: b }] }\n",
         "unset.yml": (
             "plugins:\n  w:\n    type: stepflow\n    transport: stdio\n    command: $NO_SUCH_THING\n"
             "routes: {}\n"
@@ -50,6 +51,7 @@ def project(tmp_path: Path) -> Path:
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "link").symlink_to("good.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"name: \xff\n")
     return tmp_path
 
@@ -82,7 +84,11 @@ def project(tmp_path: Path) -> Path:
         (["--input-json", "1", "--variables-json", "{"], "--variables-json:1:2: error: ", ""),
         (["--input-json", "1", "--output", "no/where"], "no/where: error: there is no directory no", ""),
         (["--input-json", "1", "--output", "."], ".: error: is a directory", ""),
-        (["--input-json", "1", "--output", "good.yaml"], "good.yaml: error: is the flow itself, which would", ""),
+        (
+            ["--input-json", "1", "--output", "good.yaml"],
+            "good.yaml: error: is the flow itself, which would",
+            "",
+        ),
         (["--input-json", "1", "--output", "link"], "link: error: is the flow itself, which would be", ""),
         (["--input", "in.json", "--output", "in.json"], "in.json: error: is the input itself", ""),
         (["--inputs", "in.jsonl", "--output", "./in.jsonl"], "in.jsonl: error: is the file of inputs", ""),

@@ -82,6 +82,7 @@ def test_a_flow_runs_over_mocks_and_its_types_are_theirs(cli: Cli, mocked: Path)
     ran = cli("run", "-q", "--flow", flow, "--input-json", '{"item": "rum"}')
     assert ran.code == 1
     assert json.loads(ran.stdout)["error"]["message"] == 'step "price" failed'
+    assert '\n  No behavior defined for /price on {"item":"rum"}\n' in ran.stderr + "\n"
     assert cli("validate", flow, "--type-check").code == 0
     assert "type: number" in cli("infer", flow).stdout
 

@@ -172,6 +172,13 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_a_log(
     assert "step only completed in" in shown.output
 
 
+def test_a_worker_at_a_terminal_says_that_it_waits_for_a_runtime(terminal: Callable[..., Terminal]) -> None:
+    shown = terminal("worker", CONFIG.with_name("worker.py"))
+    shown.wait_for("this is for a runtime, which speaks to it on stdin; Ctrl-C ends it. --list shows its")
+    shown.type("\x04")
+    assert shown.finish() == 0
+
+
 def test_without_an_input_a_terminal_is_asked_for_one_and_not_read(
     terminal: Callable[..., Terminal], flow: WriteFlow
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_a_component_of_a_worker_that_cannot_be_asked_is_no_error(
 ) -> None:
     config = tmp_path / "config.yml"
     config.write_text(
-        "plugins: { gone: { type: stdio, command: /is/not/there } }\n"
+        f"plugins: {{ gone: {{ type: stdio, command: {sys.executable}, args: [-c, pass] }} }}\n"
         'routes: { "/gone/{*component}": [{ plugin: gone }] }\n',
         encoding="utf-8",
     )

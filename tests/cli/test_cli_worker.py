@@ -81,6 +81,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "broken.py": "x = 1\ny = (\n",
         "raises.py": "def f():\n    raise ValueError('no')\nf()\n",
         "needs.py": "import not_there_at_all\n",
+        "exits.py": "import sys\n\nsys.exit(3)\n",
     }
     for name, text in files.items():
         path = tmp_path / name
@@ -119,6 +120,8 @@ def test_a_target_is_a_file_or_a_module_with_or_without_the_name(
         ("one.part", "one.part: error: there is no module 'one.part'"),
         ("broken.py", "/broken.py:2:5: error: cannot be imported: SyntaxError: '(' was never closed"),
         ("raises.py", "/raises.py:2: error: cannot be imported: ValueError: no; set STEPFLOW_DEBUG=1"),
+        ("exits.py", "/exits.py:3: error: cannot be imported: SystemExit: 3"),
+        ("exits", "/exits.py:3: error: cannot be imported: SystemExit: 3"),
         ("needs", "/needs.py:1: error: cannot be imported: ModuleNotFoundError: No module named 'not_there"),
     ],
 )

@@ -322,8 +322,19 @@ def test_schemas_where_nobody_reads_them_are_warned_of(schemas: Any, path: str, 
 
 
 def test_what_a_schema_may_say_beside_its_parts_is_not_warned_of() -> None:
-    beside = {"type": "object", "title": "T", "required": ["a"], "additionalProperties": False}
-    schemas = {**beside, "properties": {"steps": {**beside, "properties": {"a": {}}}}}
+    beside: dict[str, Any] = {
+        "type": "object",
+        "title": "T",
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    schemas: dict[str, Any] = {**beside, "properties": {"steps": {**beside, "properties": {"a": {}}}}}
     steps = [{"id": "a", "component": "/x/y"}]
-    flow = {"name": "f", "description": "d", "schemas": schemas, "steps": steps, "output": {"$step": "a"}}
-    assert examine_flow_json(flow).diagnostics == []
+    flow: dict[str, Any] = {
+        "name": "f",
+        "description": "d",
+        "schemas": schemas,
+        "steps": steps,
+        "output": {"$step": "a"},
+    }
+    assert examine_flow_json(flow).diagnostics == ()

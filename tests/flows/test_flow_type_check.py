@@ -320,9 +320,9 @@ def test_a_component_that_is_not_listed_is_warned_of_where_another_has_nearly_it
 
 
 def test_a_component_that_its_worker_was_asked_for_and_does_not_list_is_an_error():
-    steps = [{"id": "a", "component": "/x/gret"}, {"id": "b", "component": "/x/greet"}]
+    steps = [{"id": "a", "component": "/x/gret"}, {"id": "b", "component": "/x/untyped"}]
     flow = flow_from_json({"steps": steps, "output": {"$step": "a"}})
-    [finding] = check_types(flow, COMPONENTS, asked={"/x/gret", "/x/greet"}).findings
+    [finding] = check_types(flow, COMPONENTS, asked={"/x/gret", "/x/untyped"}).findings
     assert (finding.kind, finding.path) == (Kind.UNLISTED_COMPONENT, ("steps", 0, "component"))
     assert (finding.kind.code, finding.kind.level) == (2903, "error")
     assert finding.suggestion == 'did you mean "/x/greet"?'

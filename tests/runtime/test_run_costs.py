@@ -9,13 +9,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import trio
-from runtime_stage import OpenRunStore
+from runtime_stage import OpenRunStore, Stage, one_step
 
-from stepflow_trio import Runtime, open_runtime
+from stepflow_trio import Context, Runtime, open_runtime
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.runtime.events import Event, ItemEnded, RunEnded
+from stepflow_trio.runtime.run_log import PackedRunLog, RunLog
 from stepflow_trio.runtime.runs import Run
 
 COMPONENT = "/builtin/create_messages"
@@ -214,3 +216,32 @@ async def test_a_small_run_does_not_wait_for_the_items_of_a_large_one() -> None:
         await runtime.run(chain(2), {"text": "small"})
         assert sum(result is not None for result in large.results) < 500
         await large.wait()
+
+
+@pytest.mark.parametrize("items", [10, 200, 5_000])
+async def test_the_items_of_a_run_are_looked_at_once_and_only_for_their_results(
+    monkeypatch: pytest.MonkeyPatch, items: int
+) -> None:
+    unpacked: list[object] = []
+    looked_at: list[int] = []
+    unpack, item = PackedRunLog.unpacked, RunLog.item
+    monkeypatch.setattr(PackedRunLog, "unpacked", lambda log: unpacked.append(log) or unpack(log))
+    monkeypatch.setattr(RunLog, "item", lambda log, index: looked_at.append(index) or item(log, index))
+    stage = Stage()
+
+    @stage.component
+    async def count(run_id: str, with_results: bool, context: Context) -> int:
+        status = await context.get_run(run_id, include_results=with_results)
+        return status.items.cancelled
+
+    async with open_runtime(workers={"w": stage.worker}) as runtime:
+        run = await runtime.submit(one_step("/w/wait", {"name": "it"}), [None] * items, max_concurrency=1)
+        await stage.has_begun.wait()
+        run.cancel()
+        await run.wait()
+        for with_results, looks in [(False, 0), (True, items)]:
+            unpacked.clear()
+            looked_at.clear()
+            asked = {"run_id": run.id, "with_results": with_results}
+            assert await runtime.run(one_step("/w/count", asked)) == items
+            assert (len(looked_at), len(unpacked) <= 1) == (looks, True)

@@ -769,5 +769,20 @@ async def test_what_is_no_worker_and_what_is_no_list_of_inputs_is_refused_at_onc
         async with open_runtime(workers={"w": Worker}):  # type: ignore[dict-item]  # the mistake is the test
             raise NotImplementedError
     async with open_runtime() as runtime:
-        with pytest.raises(TypeError, match="one input for each item, not dict"):
-            await runtime.submit({"steps": [], "output": 1}, {"x": 1})  # type: ignore[arg-type]  # likewise
+        for inputs in ({"x": 1}, 5, "text", {1, 2}, None):
+            with pytest.raises(TypeError, match=f"one input for each item, not {type(inputs).__name__}"):
+                await runtime.submit({"steps": [], "output": 1}, inputs)  # type: ignore[arg-type]  # likewise
+
+
+@pytest.mark.parametrize("workers", [Worker(), [Worker()], 5])
+async def test_workers_that_are_no_mapping_are_refused(workers: Any) -> None:
+    with pytest.raises(ConfigError, match=r"workers is .*; it must be a dict"):
+        async with open_runtime(workers=workers):
+            raise NotImplementedError
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "{a}", "a b", 5])
+async def test_a_worker_s_name_that_makes_no_path_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"workers has the name .*: its components are at /<name>/…"):
+        async with open_runtime(workers={name: Worker()}):
+            raise NotImplementedError

@@ -178,6 +178,33 @@ async def test_the_shorter_of_a_submissions_deadline_and_the_configured_time_cou
             assert trio.current_time() == ends
 
 
+@pytest.mark.parametrize(
+    ("given", "late", "told"),
+    [
+        ({"timeout_s": 3.125}, 0, 3.125),
+        ({"timeout_s": 3.125, "deadline": 9}, 0.1, 3.125),
+        ({"deadline": 3.125}, 0, 3.1),
+        ({"timeout_s": 9, "deadline": 0.1}, 0.0003, 0.1),
+        ({"deadline": 125.4}, 0, 125),
+        ({"timeout_s": 500}, 0, 200.05),
+    ],
+    ids=str,
+)
+async def test_a_run_says_the_time_that_it_was_given_and_no_digits_that_nobody_gave(
+    autojump_clock: Any, given: dict[str, float], late: float, told: float
+) -> None:
+    stage = Stage()
+    async with open_runtime(within(run_s=200.05), workers={"w": stage.worker}) as runtime:
+        if "deadline" in given:
+            given = {**given, "deadline": trio.current_time() + given["deadline"] - late}
+        run = await runtime.submit(WAIT, [None], **given)
+        await run.wait()
+    [result] = run.results
+    assert isinstance(result, Failed)
+    assert result.error.message == f"the run was not over within {told:g} s"
+    assert result.error.data == {"timeout_s": told}
+
+
 # ---- a worker's start -----------------------------------------------------------------------------------
 
 

@@ -35,14 +35,14 @@ FAILURES = WorkerFailures(plugin="w", title="worker w", exit_hint="; is it there
         (CallFailed(-32001, "no licence", [1]), FINAL, -32001, "worker w: no licence"),
         (RpcError(ErrorCode.VERSION_MISMATCH, "too old"), FINAL, -32006, "worker w: too old"),
         (CallTimeout("initialize", 0.5), FINAL, -32305, "worker w did not answer initialize within 0.5 s"),
-        (SpawnFailed("x", "not there"), FINAL, -32301, "cannot start worker 'x': not there"),
+        (SpawnFailed("x", "not there"), FINAL, -32301, "worker w: cannot start worker 'x': not there"),
         (
             SpawnFailed("x", "no memory", is_transient=True),
             TRANSPORT,
             -32301,
-            "cannot start worker 'x': no memory",
+            "worker w: cannot start worker 'x': no memory",
         ),
-        (SpawnFailed("x", "slow", is_late=True), FINAL, -32305, "cannot start worker 'x': slow"),
+        (SpawnFailed("x", "slow", is_late=True), FINAL, -32305, "worker w: cannot start worker 'x': slow"),
         (ConfigError("no file"), FINAL, -32008, "plugin 'w' cannot be used: no file"),
         (
             WorkerExited("x", 3, ["a", "b"]),
