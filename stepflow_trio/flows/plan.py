@@ -50,8 +50,8 @@ class PreparedFlow:
     """What the plans of one flow have in common, found out once: for all items of a run.
 
     Args:
-        flow: as :class:`Plan` takes it.
-        variables: as :class:`Plan` takes them.
+        flow: one without fatal diagnostics; references to steps that do not exist fail with −32201.
+        variables: the run's variables; the flow's schema defaults stand behind them.
     """
 
     def __init__(self, flow: Flow, variables: Mapping[str, Any] | None = None) -> None:
@@ -87,10 +87,8 @@ class Plan:
     plan, taking what is ready before each. All calls together take time in proportion to the flow's size.
 
     Args:
-        flow: a flow without fatal diagnostics; references to steps that do not exist fail with −32201. Or
-            such a flow with its variables, prepared for many plans.
+        prepared: the flow and the run's variables.
         input: the run's input. Inputs and results are shared, not copied, and must not be changed.
-        variables: the run's variables; the flow's schema defaults stand behind them.
         at_once: how many evaluations are done in one call at most. Then :attr:`is_behind` tells whether some
             are left: :meth:`catch_up` does them, and only then does `take_ready` give all that may start.
 
@@ -99,16 +97,9 @@ class Plan:
 
     """
 
-    def __init__(
-        self,
-        flow: Flow | PreparedFlow,
-        input: Any,
-        *,
-        variables: Mapping[str, Any] | None = None,
-        at_once: int = sys.maxsize,
-    ) -> None:
-        self._prepared = flow if isinstance(flow, PreparedFlow) else PreparedFlow(flow, variables)
-        self._flow = self._prepared.flow
+    def __init__(self, prepared: PreparedFlow, input: Any, *, at_once: int = sys.maxsize) -> None:
+        self._prepared = prepared
+        self._flow = prepared.flow
         self._position = self._prepared.position
         self._input = input
         self._at_once = at_once

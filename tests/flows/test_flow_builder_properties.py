@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from stepflow_trio.flows.builder import FlowBuilder, Value, coalesce, if_, literal
 from stepflow_trio.flows.model import Fail, Retry, UseDefault
 from stepflow_trio.flows.paths import render_path
-from stepflow_trio.flows.plan import Plan
+from stepflow_trio.flows.plan import Plan, PreparedFlow
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.results import Failed, FlowError, Success
 
@@ -196,7 +196,7 @@ def settled(id, steps):
 
 
 def run(flow):
-    plan = Plan(flow, TREE, variables={"v": TREE})
+    plan = Plan(PreparedFlow(flow, {"v": TREE}), TREE)
     while plan.result is None:
         for ready in plan.take_ready():
             if isinstance(ready.input, (list, dict)):

@@ -153,5 +153,12 @@ test:
 def test_inputs_are_keys_only_where_a_mock_says_what_it_does() -> None:
     assert keys_are_inputs(("plugins", "m", "components", "/x", "behaviors"))
     assert keys_are_inputs(("test", "config", "plugins", "m", "components", "/x", "behaviors"))
-    for path in [(), ("plugins",), ("plugins", "m", "components", "/x"), ("steps", 0, "behaviors")]:
+    assert keys_are_inputs(("plugins", "m", "component", "/x", "behaviours"))
+    for path in [
+        (),
+        ("plugins",),
+        ("plugins", "m", "components", "/x"),
+        ("plugins", "m", "components", "/x", "input_schema"),
+        ("steps", 0, "behaviors"),
+    ]:
         assert not keys_are_inputs(path)

@@ -5,7 +5,7 @@ import pytest
 from stepflow_trio.errors import LocalProtocolError
 from stepflow_trio.flows.expressions import If, StepRef
 from stepflow_trio.flows.model import Flow, Step
-from stepflow_trio.flows.plan import Plan, StepStatus
+from stepflow_trio.flows.plan import Plan, PreparedFlow, StepStatus
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.results import Failed, FlowError, Success
 
@@ -23,7 +23,7 @@ def step(name, value=None, **more):
 
 def plan_of(output, *steps, input=None, variables=None, schemas=None):
     flow = flow_from_json({"steps": list(steps), "output": output, "schemas": schemas})
-    return Plan(flow, input, variables=variables)
+    return Plan(PreparedFlow(flow, variables), input)
 
 
 def ready(plan):
@@ -308,7 +308,7 @@ def test_recording_a_step_that_is_not_running_is_refused_and_changes_nothing():
 
 def test_a_reference_to_no_step_fails_with_32201():
     flow = Flow(steps=(Step(id="alpha", component="/x"),), output=StepRef("alhpa"))
-    result = Plan(flow, None).result
+    result = Plan(PreparedFlow(flow), None).result
     assert result == Failed(FlowError(-32201, 'the flow has no step "alhpa"; did you mean "alpha"?'))
 
 
@@ -319,7 +319,7 @@ def test_steps_that_wait_for_each_other_are_an_error_at_once_not_a_hang():
         Step(id="c", component="/x", input=StepRef("b")),
     )
     with pytest.raises(LocalProtocolError, match="wait for each other in a ring: a, b, c"):
-        Plan(Flow(steps=ring, output=StepRef("b")), None)
+        Plan(PreparedFlow(Flow(steps=ring, output=StepRef("b"))), None)
 
 
 def test_a_ring_that_a_choice_leads_into_is_an_error_when_it_does():
@@ -329,7 +329,7 @@ def test_a_ring_that_a_choice_leads_into_is_an_error_when_it_does():
         Step(id="a", component="/x", input=StepRef("b")),
         Step(id="b", component="/x", input=StepRef("a")),
     )
-    plan = Plan(Flow(steps=steps, output=chosen), None)
+    plan = Plan(PreparedFlow(Flow(steps=steps, output=chosen)), None)
     assert list(ready(plan)) == ["first"]
     with pytest.raises(LocalProtocolError, match="wait for each other in a ring: a, b"):
         plan.record("first", Success(1))
@@ -345,12 +345,12 @@ def test_a_plan_is_rebuilt_by_replaying_its_results():
         ("d", Success(4)),
         ("c", Success(5)),
     ]
-    original = Plan(flow, None)
+    original = Plan(PreparedFlow(flow), None)
     original.take_ready()
     for count, (name, result) in enumerate(results):
         original.record(name, result)
         original.take_ready()
-        rebuilt = Plan(flow, None)
+        rebuilt = Plan(PreparedFlow(flow), None)
         rebuilt.take_ready()
         for done, outcome in results[: count + 1]:
             rebuilt.record(done, outcome)
@@ -369,7 +369,7 @@ N = 10_000
 def run_through(flow, result):
     """Run a plan to its end; the seconds it took and how many steps ran."""
     before = time.perf_counter()
-    plan = Plan(flow, {})
+    plan = Plan(PreparedFlow(flow), {})
     ran = 0
     while plan.result is None:
         for started in plan.take_ready():
@@ -403,7 +403,7 @@ def test_ten_thousand_steps_are_planned_in_linear_time(shape):
 
 def test_a_failure_at_the_head_of_a_long_chain_settles_all_of_it():
     steps, output = SHAPES["chain"]
-    plan = Plan(flow_from_json({"steps": steps, "output": output}), {})
+    plan = Plan(PreparedFlow(flow_from_json({"steps": steps, "output": output})), {})
     plan.take_ready()
     plan.record("s0", Failed(BOOM))
     assert plan.result == Failed(BOOM)
@@ -419,7 +419,7 @@ def test_an_input_that_cannot_be_evaluated_names_its_step_and_a_failed_step_is_q
             "output": {"$step": "second"},
         }
     )
-    plan = Plan(flow, {})
+    plan = Plan(PreparedFlow(flow), {})
     assert isinstance(plan.result, Failed)
     assert plan.result.error.message.startswith("the input of step first: ")
     assert "second" not in plan.result.error.message

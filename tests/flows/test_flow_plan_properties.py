@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepflow_trio.flows.plan import Plan, StepStatus
+from stepflow_trio.flows.plan import Plan, PreparedFlow, StepStatus
 from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.results import Failed, FlowError, Success
 
@@ -185,7 +185,7 @@ def test_a_plan_runs_the_steps_and_has_the_result_of_plain_recursion_in_any_orde
     expected = reference.run()
 
     flow = flow_from_json(value)
-    plan = Plan(flow, INPUT, variables=VARIABLES)
+    plan = Plan(PreparedFlow(flow, VARIABLES), INPUT)
     waiting, inputs, history = [], {}, []
     while plan.result is None:
         if not waiting or order.choose(True, True, False):
@@ -209,7 +209,7 @@ def test_a_plan_runs_the_steps_and_has_the_result_of_plain_recursion_in_any_orde
     states = plan.statuses()
     assert {n for n, s in states.items() if s is StepStatus.SKIPPED} == set(outcomes) - set(reference.settled)
 
-    rebuilt = Plan(flow, INPUT, variables=VARIABLES)
+    rebuilt = Plan(PreparedFlow(flow, VARIABLES), INPUT)
     for name in history:
         rebuilt.take_ready()
         rebuilt.record(name, outcomes[name])
