@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import subprocess
+import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +44,7 @@ PAGES = [
         "testing.md",
     )
 ]
-FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP, *_ = PAGES
+FLOWS, CONFIGURATION, WORKERS, EMBEDDING, HTTP, _, REST, _ = PAGES
 ENVIRON = {"HOME": "/home/ann", "EMPTY": "", "PATH": "/bin", "STEPFLOW_PYTHON": "python"}
 
 EXAMPLE = re.compile(
@@ -102,6 +105,14 @@ def test_the_diagnostic_that_is_shown_is_the_one_that_is_given() -> None:
     text = f"{steps}output:\n  total: {{$step: secnd}}\n"
     diagnostics = examine_flow(text, name="flow.yaml").diagnostics
     assert str(next(found for found in diagnostics if found.level == "fatal")) == shown.rstrip("\n")
+
+
+def test_the_command_that_makes_a_body_of_a_flow_in_yaml_does(tmp_path: Path) -> None:
+    [command] = [text.partition(" |\n")[0] for text in REST.blocks("sh") if text.startswith("python -c ")]
+    (tmp_path / "flow.yaml").write_text("steps: []\noutput: { $input: a }\n", encoding="utf-8")
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    ran = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(ran.stdout)["flow"]["output"] == {"$input": "$.a"}
 
 
 def test_every_code_of_a_diagnostic_exists() -> None:

@@ -274,7 +274,7 @@ def worker(target: str, *, lists: bool, over_http: bool, **options: Any) -> int:
     stdout: over stdio the protocol and nothing else; over HTTP {"port": N} when requests are taken
     stderr: what the components print or log, errors
 
-    In a configuration: command: stepflow-trio, args: [worker, components.py].
+    In a configuration: command: ${STEPFLOW_PYTHON}, args: [-m, stepflow_trio, worker, components.py].
     """
     from stepflow_trio.cli.worker_hosting import host_worker, list_worker
 

@@ -29,7 +29,7 @@ def logged_text(record: logging.LogRecord, *, with_traceback: bool = False) -> s
         exc = record.exc_info[1]
         summary = [f"{type(exc).__name__}: {exc}"]
         in_full = with_traceback or shows_tracebacks()
-        details = traceback.format_exception(exc) if in_full else summary
+        details = traceback.format_exception(*record.exc_info) if in_full else summary
         text = f"{text}\n{''.join(details).rstrip()}"
     elif record.exc_text:  # what is left of an exception that quoted a secret
         in_full = with_traceback or shows_tracebacks()

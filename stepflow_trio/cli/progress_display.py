@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import trio
 from rich.console import Console, Group
@@ -49,8 +49,8 @@ _ASCII_SPINNER = "|/-\\"
 class ProgressDisplay:
     """Draws to stderr, which must be a terminal, from when it is made until `close`."""
 
-    def __init__(self, input_lines: Sequence[int] = ()) -> None:
-        self._state = RunState(input_lines)
+    def __init__(self, input_lines: Sequence[int] = (), *, with_default: Collection[str] = ()) -> None:
+        self._state = RunState(input_lines, with_default=with_default)
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._has_unicode = self._console.encoding.lower().startswith("utf")
         self._lines: list[Text] = []
@@ -135,7 +135,9 @@ class ProgressDisplay:
             self._say("↻", text, "yellow")
         elif isinstance(event.result, Failed):
             error = event.result.error
-            self._say("✗", f"{step.label} failed after {took}: {error.message} (code {error.code})", "red")
+            how = f"{step.how_it_failed(self._state.now())}: {error.message} (code {error.code})"
+            style = "yellow" if step.has_default else "red"
+            self._say("✗", f"{step.label} {how}{step.what_follows}", style)
         elif step.run.is_main and not step.run.is_batch:
             self._say("✓", f"{step.label:{self._label_width}}  {took:>6}  {step.component}", "green")
 

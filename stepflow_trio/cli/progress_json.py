@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from stepflow_trio.cli.notices import Level, complain
@@ -29,9 +29,13 @@ class ProgressJson:
     """Says each event with its fields; of a batch, how far it is now and then, and first failures."""
 
     def __init__(
-        self, input_lines: Sequence[int] = (), *, clock: Callable[[], float] = time.monotonic
+        self,
+        input_lines: Sequence[int] = (),
+        *,
+        with_default: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = RunState(input_lines, clock=clock)
+        self._state = RunState(input_lines, with_default=with_default, clock=clock)
         self._batch_said_at = 0.0
         self._failures_left = MAX_FAILURES
 
@@ -105,7 +109,11 @@ class ProgressJson:
                     attempt=event.attempt + 1, delay_s=event.delay_s,
                 )  # fmt: skip
             case StepEnded(result=Failed(error)):
-                self._say("step_failed", error.message, level="warning", code=error.code, **about)
+                uses_default = True if step.has_default else None
+                self._say(
+                    "step_failed", error.message, level="warning", code=error.code, **about,
+                    uses_default=uses_default,
+                )  # fmt: skip
             case StepEnded():
                 took = round(self._state.now() - step.started_at, 3)
                 self._say("step_completed", f"step {step.label} completed", **about, took_s=took)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from stepflow_trio.cli.notices import Level, complain
 from stepflow_trio.cli.plain_text import count, duration
@@ -41,9 +41,13 @@ class ProgressLog:
     """Writes each event as a line. Of a larger batch, how far it is now and then, and first failures."""
 
     def __init__(
-        self, input_lines: Sequence[int] = (), *, clock: Callable[[], float] = time.monotonic
+        self,
+        input_lines: Sequence[int] = (),
+        *,
+        with_default: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._state = RunState(input_lines, clock=clock)
+        self._state = RunState(input_lines, with_default=with_default, clock=clock)
         self._batch_logged_at = 0.0
         self._failures_left = MAX_FAILURES
 
@@ -130,8 +134,8 @@ class ProgressLog:
             return f"step {step.label} failed, {again}: {event.error.message} (code {event.error.code}){last}"
         if isinstance(event, StepEnded) and isinstance(event.result, Failed):
             error = event.result.error
-            took = duration(now - step.started_at)
-            return f"step {step.label} failed after {took}: {error.message} (code {error.code}){last}"
+            how = f"{step.how_it_failed(now)}: {error.message} (code {error.code})"
+            return f"step {step.label} {how}{step.what_follows}{last}"
         if isinstance(event, StepStarted):
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"step {step.label} started ({step.component}{again})"

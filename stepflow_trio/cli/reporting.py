@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -72,12 +72,15 @@ class ProblemsOnly:
 
 
 @contextmanager
-def open_reporter(*, quiet: bool, input_lines: Sequence[int] = ()) -> Generator[Reporter]:
+def open_reporter(
+    *, quiet: bool, input_lines: Sequence[int] = (), with_default: Collection[str] = ()
+) -> Generator[Reporter]:
     """A reporter that suits stderr; the package's own warnings go to it as long as the block lasts.
 
-    A batch's items are called by ``input_lines``, the lines of the inputs' file that they come from.
+    A batch's items are called by ``input_lines``, the lines of the inputs' file that they come from. Of
+    the steps ``with_default`` it is said that their default takes the place of their failure.
     """
-    reporter = _reporter(input_lines, quiet=quiet)
+    reporter = _reporter(input_lines, with_default, quiet=quiet)
     handler = _WarningHandler(reporter)
     log = logging.getLogger("stepflow_trio")
     log.addHandler(handler)
@@ -90,21 +93,21 @@ def open_reporter(*, quiet: bool, input_lines: Sequence[int] = ()) -> Generator[
         reporter.close()
 
 
-def _reporter(input_lines: Sequence[int], *, quiet: bool) -> Reporter:
+def _reporter(input_lines: Sequence[int], with_default: Collection[str], *, quiet: bool) -> Reporter:
     if quiet:
         return ProblemsOnly()
     if speaks_json():
         from stepflow_trio.cli.progress_json import ProgressJson  # here: few ask for it
 
-        return ProgressJson(input_lines)
+        return ProgressJson(input_lines, with_default=with_default)
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):  # pyright: ignore[reportUnnecessaryComparison]: stderr is None when closed at the start
         # Takes 30 ms to import, and only a terminal needs it.
         from stepflow_trio.cli.progress_display import ProgressDisplay
 
-        return ProgressDisplay(input_lines)
+        return ProgressDisplay(input_lines, with_default=with_default)
     from stepflow_trio.cli.progress_log import ProgressLog
 
-    return ProgressLog(input_lines)
+    return ProgressLog(input_lines, with_default=with_default)
 
 
 class _WarningHandler(logging.Handler):

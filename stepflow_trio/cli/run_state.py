@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from stepflow_trio.cli.plain_text import count, duration
@@ -32,6 +32,8 @@ class WatchedRun:
     total_items: int
     input_lines: Sequence[int] = ()
     """The line in the inputs' file that each item comes from, where they come from one."""
+    with_default: Collection[str] = ()
+    """The steps whose default takes the place of their failure, as far as they are known."""
     ended_items: int = 0
     failed_items: int = 0
     ended_steps: int = 0
@@ -75,6 +77,20 @@ class WatchedStep:
         return self.start.component
 
     @property
+    def has_default(self) -> bool:
+        """Whether its default takes the place of its failure."""
+        return self.start.step_id in self.run.with_default
+
+    def how_it_failed(self, now: float) -> str:
+        """``failed after 0.12 s``; where its input could not be evaluated, it took no time."""
+        return f"failed after {duration(now - self.started_at)}" if self.attempt else "failed"
+
+    @property
+    def what_follows(self) -> str:
+        """What is said behind its failure."""
+        return "; its default is used" if self.has_default else ""
+
+    @property
     def label(self) -> str:
         """What to call it: its id, behind what tells its run and its item from others."""
         run = self.run
@@ -86,13 +102,19 @@ class RunState:
     """The first run that starts is the one that the command is about; others are runs of its components.
 
     Args:
+        with_default: its steps whose default takes the place of their failure.
         input_lines: where that run is a batch, the line in the inputs' file that each item comes from.
         clock: seconds.
     """
 
     def __init__(
-        self, input_lines: Sequence[int] = (), *, clock: Callable[[], float] = time.monotonic
+        self,
+        input_lines: Sequence[int] = (),
+        *,
+        with_default: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._with_default = with_default
         self._input_lines = input_lines
         self._clock = clock
         self._began_at = clock()
@@ -112,7 +134,11 @@ class RunState:
         if isinstance(event, RunStarted):
             name = f"{event.flow_name or 'run'} {event.run_id[:8]}" if self.main else ""
             run = self._runs[event.run_id] = WatchedRun(
-                name, event.total_items, () if self.main else self._input_lines, started_at=self.now()
+                name,
+                event.total_items,
+                () if self.main else self._input_lines,
+                with_default=() if self.main else self._with_default,
+                started_at=self.now(),
             )
             self.main = self.main or run
             return run
@@ -149,7 +175,12 @@ class RunState:
             if step is not None:
                 step.attempt, step.fraction, step.message, step.waits_until = event.attempt, None, "", None
         elif step is None:
-            return None
+            run = self._runs.get(event.run_id)
+            if run is None or not isinstance(event, StepEnded) or not isinstance(event.result, Failed):
+                return None
+            # Its input could not be evaluated.
+            run.ended_steps += 1
+            step = WatchedStep(run, _not_executed(event), self.now(), attempt=0)
         elif isinstance(event, StepProgressed):
             step.fraction, step.message = event.fraction, event.message or ""
         elif isinstance(event, StepRetrying):
@@ -158,6 +189,17 @@ class RunState:
             step.run.ended_steps += 1
             del self.steps[key]
         return step
+
+
+def _not_executed(event: StepEnded) -> StepStarted:
+    return StepStarted(
+        run_id=event.run_id,
+        item_index=event.item_index,
+        at=event.at,
+        step_id=event.step_id,
+        component="",
+        attempt=0,
+    )
 
 
 def ended_worker(event: WorkerEnded) -> str:

@@ -15,6 +15,7 @@ from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.reporting import Reporter, open_reporter
 from stepflow_trio.cli.run_arguments import RunArguments
 from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.flows.model import UseDefault
 from stepflow_trio.flows.results import FlowResult
 from stepflow_trio.runtime import Run, open_runtime
 from stepflow_trio.runtime.events import Event, Observer
@@ -75,11 +76,14 @@ def _run_until_signal(
 ) -> list[FlowResult]:
     """Run the flow while ``tasks`` run, which are cancelled when it is over."""
     reporters: list[Reporter] = []
+    with_default = {step.id for step in arguments.flow.steps if isinstance(step.on_error, UseDefault)}
 
     async def run() -> list[FlowResult | None]:
         # Opened in here, so that the terminal is as it was before a signal can end the process.
         with (
-            open_reporter(quiet=arguments.quiet, input_lines=arguments.input_lines) as reporter,
+            open_reporter(
+                quiet=arguments.quiet, input_lines=arguments.input_lines, with_default=with_default
+            ) as reporter,
             one_exception(),
         ):
             reporters.append(reporter)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
 from stepflow_trio.flows.paths import JsonPath
+from stepflow_trio.flows.suggestions import closest
 
 __all__ = ["JsonKeysAt", "key_of_value", "keys_are_inputs", "value_of_key"]
 
@@ -15,20 +16,19 @@ JsonKeysAt: TypeAlias = Callable[[JsonPath], bool]
 
 
 def keys_are_inputs(path: JsonPath) -> bool:
-    """Whether here a configuration, or the one in a flow's tests, says by its input what a mock does."""
-    match path:
-        case ("plugins", str(), "components", str(), "behaviors") | (
-            "test",
-            "config",
-            "plugins",
-            str(),
-            "components",
-            str(),
-            "behaviors",
-        ):
-            return True
+    """Whether here a configuration, or the one in a flow's tests, says by its input what a mock does.
+
+    Misspelled it says so too: of that, and not of the keys, is to be complained.
+    """
+    match path[2:] if path[:2] == ("test", "config") else path:
+        case ("plugins", str(), str(components), str(), str(behaviors)):
+            return _is_meant(components, "components") and _is_meant(behaviors, "behaviors")
         case _:
             return False
+
+
+def _is_meant(name: str, meant: str) -> bool:
+    return name == meant or closest(name, (meant,)) is not None
 
 
 def value_of_key(key: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -41,6 +42,9 @@ MIN_RETRY_DELAY_S = 0.01
 LINK_LIMITS = HttpClientLimits(max_connections=Limits().max_calls)
 """As many connections as there can be calls: one that waits for a run keeps its own, and a step of that run
 may need another to the same worker. Were there fewer, they could wait for each other for ever."""
+
+_WORKER_COMMAND = re.compile(r"\bstepflow[-_]trio\W+worker\b(?!.*--http\b)")
+"""What serves over stdio unless it is told otherwise."""
 
 _MAX_HEALTH_BYTES = 64 * 2**10
 _NO_SUCH_PATH = (404, 405)
@@ -151,6 +155,8 @@ async def _port_of(process: PortProcess, timeout_s: float) -> int:
             "it ended without serving: does it call worker.run_http()? "
             "A worker with run_stdio() needs `transport: stdio`"
         )
+        if _WORKER_COMMAND.search(process.command):
+            why = "it ended without serving HTTP: add --http to its args, or say `transport: stdio`"
         raise SpawnFailed(process.command, why + process.last_lines()) from exc
 
 

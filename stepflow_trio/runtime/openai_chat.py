@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import ssl
+import time
 from typing import Any, cast
 
 from stepflow_trio.errors import CallTimeout, ConfigError, ConnectionLost, ErrorCode
@@ -16,6 +16,7 @@ from stepflow_trio.runtime.plugin_config import is_this_machine
 from stepflow_trio.runtime.plugins import FailureKind, StepFailure
 from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.client import HttpResponse, open_http_client
+from stepflow_trio.transports.http.retry_after import retry_after_s
 from stepflow_trio.transports.http.security import client_ssl_context
 from stepflow_trio.transports.http.urls import HttpUrl
 
@@ -148,10 +149,10 @@ def _refusal(response: HttpResponse, body: bytes, key: str) -> StepFailure:
     has_no_quota = _NO_QUOTA in (error.get("code"), error.get("type"))
     if (status >= 500 or status in _TEMPORARY) and not has_no_quota:
         code = ErrorCode.OVERLOADED if status in _AT_ITS_LIMIT else ErrorCode.TRANSPORT_ERROR
-        retry_after_s = _retry_after_s(response)
-        if retry_after_s > 0:
-            data["retry_after_s"] = retry_after_s
-        return _failure(code, message, FailureKind.TRANSPORT, data, retry_after_s)
+        wanted_s = retry_after_s(response.headers, now=time.time()) or 0.0
+        if wanted_s > 0:
+            data["retry_after_s"] = wanted_s
+        return _failure(code, message, FailureKind.TRANSPORT, data, wanted_s)
     if status in _UNAUTHORIZED:
         return _failure(ErrorCode.CONFIGURATION_ERROR, message, data=data)
     return _failure(ErrorCode.BAD_REQUEST, message, data=data)
@@ -166,18 +167,6 @@ def _error_in(body: bytes) -> dict[str, Any]:
     if isinstance(error, str):
         return {"message": error}
     return cast("dict[str, Any]", error) if isinstance(error, dict) else {}
-
-
-def _retry_after_s(response: HttpResponse) -> float:
-    """What the server asks for; 0 where it says nothing, or says it as a date."""
-    for name, unit_s in ((b"retry-after-ms", 0.001), (b"retry-after", 1.0)):
-        try:
-            seconds = float(response.headers.get(name) or b"") * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds) and seconds > 0:
-            return seconds
-    return 0.0
 
 
 def _printable(text: str) -> str:

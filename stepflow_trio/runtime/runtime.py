@@ -43,10 +43,12 @@ from stepflow_trio.runtime.plugins import Plugin, StepFailure
 from stepflow_trio.runtime.progress import StepsAtWork
 from stepflow_trio.runtime.redaction import Redaction
 from stepflow_trio.runtime.routing import Route, Router, Rule
-from stepflow_trio.runtime.run_history import RunChanges, RunHistory, Submission
+from stepflow_trio.runtime.run_history import RunHistory
+from stepflow_trio.runtime.run_watch import RunChanges
 from stepflow_trio.runtime.runs import Run, Runs
 from stepflow_trio.runtime.stored_flows import StoredFlows
 from stepflow_trio.runtime.stores import BlobStore, MemoryBlobStore, MemoryRunStore, RunStore
+from stepflow_trio.runtime.submissions import Submission, SubmissionsByKey
 from stepflow_trio.runtime.worker_plugin import BlobOffer
 
 _log = logging.getLogger("stepflow_trio.runtime")
@@ -82,6 +84,7 @@ class Runtime:
         router: Router,
         blob_store: BlobStore,
         history: RunHistory,
+        submissions: SubmissionsByKey,
         redaction: Redaction,
     ) -> None:
         self._runs = runs
@@ -90,6 +93,7 @@ class Runtime:
         self.blob_store = blob_store
         self.flows = StoredFlows(blob_store, runs)
         """The flows that can be run by their ids: all that were stored or submitted."""
+        self._submissions = submissions
         self.history = history
         """All runs by their ids, whether at work or over."""
         self._redaction = redaction
@@ -242,7 +246,8 @@ class Runtime:
             overrides=overrides,
             max_concurrency=max_concurrency,
         )
-        return await self.history.submit_once(idempotency_key, submission.digest(idempotency_key), submit)
+        digest = submission.digest(idempotency_key)
+        return await self._submissions.submit_once(idempotency_key, digest, submit)
 
     async def list_components(self, *, with_unreachable: bool = False) -> list[ListedComponent]:
         """Every component that flows can use now, by path. Starts workers that do not run.
@@ -341,12 +346,14 @@ async def open_runtime(
     for name, worker in workers.items():
         if isinstance(worker, type) or not hasattr(worker, "serve"):
             raise ConfigError(f"workers[{name!r}] is {worker!r}; it must be a Worker, such as Worker()")
-        if not isinstance(name, str) or not _PLUGIN_NAME.fullmatch(name):  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
-            what = "its components are at /<name>/…, so it can have no /, {, } or white space"
-            raise ConfigError(f"workers has the name {name!r}: {what}")
         if name in config.plugins:
             raise ConfigError(f"plugin {name!r} is configured, and given as a worker of this process too")
     routed = {rule.plugin for route in config.routes for rule in route.rules}
+    for name in workers:
+        is_segment = isinstance(name, str) and _PLUGIN_NAME.fullmatch(name)  # pyright: ignore[reportUnnecessaryIsInstance]: callers are not all checked
+        if name not in routed and not is_segment:
+            what = "its components would be at /<name>/…, so it can have no /, {, } or white space"
+            raise ConfigError(f"workers has the name {name!r}: {what}")
     own_routes = [
         Route(pattern=f"/{name}/{{*component}}", rules=(Rule(plugin=name),))
         for name in workers
@@ -443,6 +450,7 @@ async def open_runtime(
                                     router=router,
                                     blob_store=blob_store,
                                     history=RunHistory(run_store, runs, changes, at_work),
+                                    submissions=SubmissionsByKey(run_store),
                                     redaction=redaction,
                                 )
                             finally:

@@ -37,7 +37,7 @@ class StepRecord:
     started_at: datetime | None = None
     """When its first attempt began."""
     completed_at: datetime | None = None
-    """When it ended, failed or not."""
+    """When it ended, failed or not; of one that was cancelled, when its item or its run did."""
     last_error: FlowError | None = None
     """Of a step that runs: what its last attempt failed with."""
     next_attempt_at: datetime | None = None
@@ -47,13 +47,18 @@ class StepRecord:
 
 
 def step_records(
-    events: Iterable[RecordedEvent], *, is_over: bool, flow: Flow | None = None
+    events: Iterable[RecordedEvent],
+    *,
+    is_over: bool,
+    over_at: datetime | None = None,
+    flow: Flow | None = None,
 ) -> dict[str, StepRecord]:
     """How the steps of one item stand by what happened in it, in the order in which they began.
 
     Args:
         events: what happened in the item, in order.
         is_over: nothing further happens in it.
+        over_at: since when: then those ended that were cancelled.
         flow: what it runs, to know the defaults of failed steps.
     """
     defaults: dict[str, UseDefault] = {}
@@ -82,14 +87,17 @@ def step_records(
             attempt=attempts.get(step_id, 0),
             default=defaults.get(step_id),
             is_over=is_over,
+            over_at=over_at,
         )
         for step_id in {**begun, **ended}
     }
 
 
-def all_step_records(flow: Flow, events: Iterable[RecordedEvent], *, is_over: bool) -> dict[str, StepRecord]:
+def all_step_records(
+    flow: Flow, events: Iterable[RecordedEvent], *, is_over: bool, over_at: datetime | None = None
+) -> dict[str, StepRecord]:
     """How every step of one item stands, in the order of the flow."""
-    known = step_records(events, is_over=is_over, flow=flow)
+    known = step_records(events, is_over=is_over, over_at=over_at, flow=flow)
     status = StepStatus.SKIPPED if is_over else StepStatus.BLOCKED
     return {
         step.id: known.get(step.id) or StepRecord(step_id=step.id, component=step.component, status=status)
@@ -111,6 +119,7 @@ def _record(
     attempt: int,
     default: UseDefault | None,
     is_over: bool,
+    over_at: datetime | None,
 ) -> StepRecord:
     component = None if begun is None else begun.component
     started_at = None if begun is None else begun.at
@@ -124,7 +133,7 @@ def _record(
         if status is StepStatus.FAILED and default is not None and begun is not None:
             result, status = Success(default.value), StepStatus.COMPLETED
     elif is_over:
-        result, status, completed_at = INTERRUPTED, StepStatus.FAILED, None
+        result, status, completed_at = INTERRUPTED, StepStatus.FAILED, over_at
     else:
         result, status, completed_at = None, StepStatus.RUNNING, None
         if retrying is not None:

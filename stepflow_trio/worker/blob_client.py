@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.transports.http.bearer import SecretStr
 from stepflow_trio.transports.http.client import HttpClient, HttpHeaders, open_http_client
 from stepflow_trio.transports.http.outbound_urls import OutboundPolicy
+from stepflow_trio.transports.http.retry_after import retry_after_s
 from stepflow_trio.transports.http.urls import HttpUrl
 from stepflow_trio.worker.outputs import check_output
 
@@ -361,9 +363,9 @@ def _refusal(method: str, answer: _Answer) -> CallFailed:
     message = f"the blob server answered {status}{': ' if said else ''}{said}"
     data: dict[str, Any] = {"http_status": status}
     if status in (429, 503):
-        retry_after = answer.headers.get(b"retry-after") or b""
-        if retry_after.isdigit() and len(retry_after) < 10:
-            data["retry_after_s"] = int(retry_after)
+        wanted_s = retry_after_s(answer.headers, now=time.time())
+        if wanted_s is not None:
+            data["retry_after_s"] = wanted_s
         return Overloaded(ErrorCode.OVERLOADED, message, data, method=method)
     code = _CODES.get(status, ErrorCode.INVALID_VALUE)
     if status >= 500:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable, iscoroutine
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+import outcome
 import trio
 
 from stepflow_trio.engine import Connection, Handlers, RequestContext
@@ -39,6 +43,12 @@ if TYPE_CHECKING:
     from stepflow_trio.worker.blob_client import BlobClient, BlobClients
 
 _log = logging.getLogger("stepflow_trio.worker")
+
+_BELOW_COMPONENTS = tuple(
+    f"{directory}{os.sep}"
+    for directory in (Path(trio.__file__).parent, Path(outcome.__file__).parent, Path(__file__).parent)
+)
+"""What calls components: its frames are of no use to their authors."""
 
 MAX_MESSAGE_CHARS = 65_536
 """Of a component's error message so much is sent; what is longer belongs into a blob or the log."""
@@ -254,12 +264,13 @@ class Session:
         if isinstance(exc, RpcError) and not isinstance(exc, CallFailed):
             return _sayable(exc.code, exc.message, exc.data)
         kind = type(exc).__name__
-        _log.error("component %s failed (run %s)", component.path, context.run_id, exc_info=exc)
+        raised = (type(exc), exc, _from_component_on(exc.__traceback__))
+        _log.error("component %s failed (run %s)", component.path, context.run_id, exc_info=raised)
         data: dict[str, Any] = {"component": context.component, "exception": kind}
         if isinstance(exc, CallFailed):
             data["cause"] = {"code": exc.code, "message": exc.message, "data": exc.data}
         if self._debug:
-            data["traceback"] = "".join(traceback.format_exception(exc))
+            data["traceback"] = "".join(traceback.format_exception(*raised))
         try:
             text = str(exc)
         except Exception as unsayable:  # noqa: BLE001 — the author's own __str__ may do anything
@@ -306,6 +317,14 @@ def _only_leaf(exc: BaseException) -> BaseException:
             break
         exc = inside[0]
     return cast("BaseException", exc)
+
+
+def _from_component_on(raised: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames that lead to the component's function; whole, if it has no others."""
+    found = raised
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_BELOW_COMPONENTS):
+        found = found.tb_next
+    return found or raised
 
 
 def _call_plain(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -139,17 +139,17 @@ def test_the_command_is_installed_under_its_name() -> None:
 
 @pytest.mark.parametrize("name", ["", *sorted(commands.commands)])
 def test_help_comes_at_once(name: str) -> None:
-    def best_of_three(*arguments: str) -> float:
+    def best_of_five(*arguments: str) -> float:
         took: list[float] = []
-        for _ in range(3):
+        for _ in range(5):
             before = time.perf_counter()
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True, timeout=20)
             took.append(time.perf_counter() - before)
         return min(took)
 
     # 150 ms where Python itself needs 15; on a machine that is busy both take longer.
-    allowed = 10 * best_of_three("-c", "pass")
-    assert best_of_three("-m", "stepflow_trio", *([name] if name else []), "--help") < allowed
+    allowed = 10 * best_of_five("-c", "pass")
+    assert best_of_five("-m", "stepflow_trio", *([name] if name else []), "--help") < allowed
 
 
 def test_what_no_route_leads_to_is_listed_unless_it_is_to_be_left_out(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -150,30 +151,37 @@ def test_an_interrupt_while_a_worker_is_starting_leaves_no_process(
     assert not is_alive(pid)
 
 
-def test_interrupts_at_any_moment_leave_nothing_and_show_no_traceback(start: Start, flow: WriteFlow) -> None:
+def test_interrupts_at_any_moment_leave_nothing_and_show_no_traceback(
+    start: Start, flow: WriteFlow, tmp_path: Path
+) -> None:
     given = flow("/crew/wait")
+    # Of a path that is in no other process's arguments, whatever else runs on this machine.
+    worker = tmp_path / "worker.py"
+    shutil.copy(CONFIG.with_name("worker.py"), worker)
+    config = tmp_path / "config.yml"
+    text = CONFIG.read_text(encoding="utf-8").replace("[worker.py]", f"[{worker}]")
+    config.write_text(text, encoding="utf-8")
     for delay_ms in range(0, 300, 30):
-        command = start("run", "--flow", given, "--config", CONFIG, "--input-json", "1")
+        command = start("run", "--flow", given, "--config", config, "--input-json", "1")
         wait_until_started(command)
         time.sleep(delay_ms / 1000)  # noqa: TID251 — the moment is what is tried out
         command.signal_until_over(signal.SIGINT)
         ended = command.finish()
         assert (ended.code, ended.stdout) == (130, ""), (delay_ms, ended)
         assert "Traceback" not in ended.stderr, (delay_ms, ended.stderr)
-        assert not any(is_alive(pid) for pid in workers_of(command)), delay_ms
+        assert not any(is_alive(pid) for pid in processes_of(worker)), delay_ms
 
 
-def workers_of(command: Started) -> list[int]:
-    """The workers in processes that name the command as their environment's mark."""
+def processes_of(script: Path) -> list[int]:
+    """The processes that were started with a script."""
     found: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            if b"worker.py" in arguments and parent in (1, command.process.pid):
+            if os.fsencode(script) in arguments:
                 found.append(int(entry.name))
     return found
 

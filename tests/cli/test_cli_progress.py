@@ -192,7 +192,7 @@ def test_progress_belongs_to_the_step_of_its_item() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        step_started("r2", "a"), step_ended("r1", "b"),
+        step_started("r2", "a"), step_ended("r1", "b"), step_ended("r2", "b", result=BROKEN),
         progressed("r1", "b", 0.5), progressed("r2", "a", 0.5),
         step_retrying("r1", "a", item=3),
         item_ended("r2"), run_ended("r2", "failed"),
@@ -301,3 +301,36 @@ def test_the_time_that_is_left_is_what_the_rest_takes_at_the_rate_so_far() -> No
     clock.seconds += 3.6
     state.take_run(item_ended("r1", 1, BROKEN))
     assert state.batch_summary(run) == "2 of 8 items, 1 failed, 0.5/s, 12.0 s left"
+
+
+def test_a_step_that_fails_without_being_executed_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = logged(capsys, run_started("r1"), step_ended("r1", "a", result=BROKEN))
+    assert lines[2:] == ["[    0.00 s] step a failed: broken (code -32100)"]
+
+
+def test_a_failure_whose_place_a_default_takes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    log = ProgressLog(with_default={"a"}, clock=Clock())
+    for event in (run_started("r1"), step_started("r1", "a"), step_ended("r1", "a", result=BROKEN)):
+        log.observe(event)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "[    0.00 s] step a failed after 0.00 s: broken (code -32100); its default is used"
+
+
+def test_a_worker_that_cannot_be_started_is_told_once_where_only_problems_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with open_reporter(quiet=True) as reporter:
+        reporter.observe(run_started("r1"))
+        for event in (
+            *[WorkerEnded(plugin="w", detail="cannot connect")] * 3,
+            WorkerEnded(plugin="w", detail="refused"),
+            WorkerStarted(plugin="w", pid=1),
+            *[WorkerEnded(plugin="w", detail="gone")] * 2,
+        ):
+            reporter.observe(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "worker w did not start: cannot connect",
+        "worker w did not start: refused",
+        "worker w ended: gone",
+        "worker w ended: gone",
+    ]

@@ -223,6 +223,8 @@ def test_each_run_is_logged_with_its_own_id_when_it_starts_and_when_it_ends(
             runs[one["run_id"]] = one["status"]
     assert sorted(runs.values()) == ["completed", "failed"]
     assert "serving" in {one.get("event") for one in said}
+    # An orderly end is no reason to warn.
+    assert {one["level"] for one in said} == {"info"}
 
 
 @pytest.mark.parametrize(

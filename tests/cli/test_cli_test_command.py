@@ -31,6 +31,9 @@ def write_flow(path: Path, *cases: str) -> Path:
     return path
 
 
+DONE = "{ outcome: success, result: done }"
+
+
 def passing(name: str = "good") -> str:
     return f"name: {name}, input: 1, output: {{ outcome: success, result: 1 }}"
 
@@ -352,8 +355,8 @@ def test_ctrl_c_tells_of_cases_that_ended_behind_one_that_did_not(
             "name: n\ndescription: d\n"
             "steps: [{ id: wait, component: /crew/wait_if, input: { wait: { $input: $ } } }]\n"
             "output: { $step: wait }\n"
-            f"test: {{ cases: [{{ name: it, input: {is_slow}, output: {{ outcome: success, result: done }} }},\n"
-            f"                  {{ name: never, input: true }} ] }}\n",
+            f"test: {{ cases: [{{ name: it, input: {is_slow}, output: {DONE} }},\n"
+            "                  { name: never, input: true } ] }\n",
             encoding="utf-8",
         )
     # b's second case waits for the place of its first one.

@@ -112,7 +112,8 @@ def test_a_component_of_a_worker_that_cannot_be_asked_is_no_error(
 ) -> None:
     config = tmp_path / "config.yml"
     config.write_text(
-        f"plugins: {{ gone: {{ type: stdio, command: {sys.executable}, args: [-c, pass] }} }}\n"
+        "plugins:\n"
+        f"  gone: {{ type: stepflow, transport: stdio, command: {sys.executable}, args: [-c, pass] }}\n"
         'routes: { "/gone/{*component}": [{ plugin: gone }] }\n',
         encoding="utf-8",
     )

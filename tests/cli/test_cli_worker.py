@@ -140,6 +140,23 @@ def test_a_target_that_is_none_is_told_what_was_looked_for_and_found(
     assert says in str(caught.value)
 
 
+def test_why_a_component_failed_is_said_from_its_own_line_on(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from stepflow_trio import Worker\nworker = Worker()\n\n"
+        "@worker.component\ndef sell():\n    raise ValueError('sold out')\n",
+        encoding="utf-8",
+    )
+    command = {"command": sys.executable, "args": ["-m", "stepflow_trio", "worker", "shop.py"]}
+    plugin = {"type": "stepflow", "transport": "stdio", **command}
+    config = {"plugins": {"shop": plugin}, "routes": {"/shop/{*c}": [{"plugin": "shop"}]}}
+    (tmp_path / "stepflow-config.yml").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "flow.yaml").write_text(FLOW.replace("/one/twice", "/shop/sell"), encoding="utf-8")
+    ran = cli("run", "flow.yaml", "--input-json", "1", cwd=tmp_path)
+    assert ran.code == 1
+    frames = [line for line in ran.stderr.splitlines() if ", line " in line]
+    assert [frame.partition('"')[2] for frame in frames] == [f'{tmp_path / "shop.py"}", line 6, in sell']
+
+
 def test_what_is_wrong_with_a_target_has_its_place_in_json_too(cli: Cli, project: Path) -> None:
     ran = cli("worker", "broken.py", "--json", cwd=project)
     assert (ran.code, ran.stdout) == (2, "")

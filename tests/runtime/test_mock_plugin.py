@@ -13,6 +13,7 @@ from runtime_stage import Seen, failure_of, flow, one_step, retrying, step
 from stepflow_trio import ErrorCode, open_runtime
 from stepflow_trio.errors import ConfigError
 from stepflow_trio.flows.results import Failed, FlowError, Success
+from stepflow_trio.flows.secrets import REDACTED
 from stepflow_trio.runtime.config import Config, read_config
 from stepflow_trio.runtime.events import StepStarted
 from stepflow_trio.runtime.mock_config import MockComponent, MockFault, MockPluginConfig
@@ -122,6 +123,31 @@ def test_what_cannot_be_used_as_written_is_said_with_its_place(components: str, 
     assert message in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("components", "behaviors", "path"),
+    [("components", "behaviours", "components./it.behaviors"), ("component", "behaviors", "components")],
+)
+def test_a_misspelled_key_above_inputs_is_all_that_is_complained_of(
+    components: str, behaviors: str, path: str
+) -> None:
+    text = f"""\
+plugins:
+  m:
+    type: mock
+    {components}:
+      /it:
+        {behaviors}:
+          {{ a: 1 }}: {{ outcome: success, result: 1 }}
+          2: {{ outcome: success, result: 1 }}
+          null: {{ outcome: success, result: 1 }}
+routes: {{}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    wrong = behaviors if path.endswith("behaviors") else components
+    assert caught.value.message == f'plugins.m.{path}: is missing; is "{wrong}" meant to be it?'
+
+
 def test_two_spellings_of_one_input_in_json_are_refused() -> None:
     behaviors = {'{"a":1,"b":2}': {"error": "e"}, '{"b":2,"a":1}': {"error": "e"}}
     config = {
@@ -215,6 +241,25 @@ async def test_an_input_without_a_behavior_fails_as_in_the_public_releases_and_i
     }
     assert len(seen.of(StepStarted)) == 1
     assert trio.current_time() == 0
+
+
+async def test_the_input_that_is_quoted_is_rid_of_secret_texts_and_not_of_numbers(
+    autojump_clock: Any,
+) -> None:
+    secret = {"is_secret": True}
+    tried = {
+        **flow(step("it", "/mock/it", {"$input": "$"})),
+        "schemas": {"properties": {"input": {"properties": {"word": secret, "pin": secret}}}},
+    }
+    async with open_runtime(behaving("1: { outcome: success, result: 1 }")) as runtime:
+        run = await runtime.submit(tried, [{"word": 'a "quoted"\tword', "pin": 4711}])
+        await run.wait()
+    [result] = run.results
+    assert isinstance(result, Failed)
+    said = json.dumps(result.error.data)
+    assert REDACTED in said
+    assert "quoted" not in said
+    assert "4711" in said, "as the documentation says"
 
 
 async def test_a_component_that_is_said_to_break_breaks_likewise(autojump_clock: Any) -> None:

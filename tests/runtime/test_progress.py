@@ -19,8 +19,8 @@ from stepflow_trio.errors import RunNotFound
 from stepflow_trio.protocol.payloads import ExecuteParams, Observability, ProgressParams
 from stepflow_trio.runtime.events import RunEvent, StepEnded, StepProgressed
 from stepflow_trio.runtime.progress import MAX_MESSAGE_CHARACTERS, SEARCHED_STEPS, StepsAtWork
-from stepflow_trio.runtime.run_history import EVENTS_AT_ONCE, PROGRESS_INTERVAL_S
 from stepflow_trio.runtime.run_log import RecordedEvent
+from stepflow_trio.runtime.run_watch import EVENTS_AT_ONCE, PROGRESS_INTERVAL_S
 from stepflow_trio.testing import Cancellable, cancel_everywhere
 
 REPORT = one_step("/w/report", {"plan": {"$input": "$"}})

@@ -16,7 +16,7 @@ from stepflow_trio import ComponentError, Context
 from stepflow_trio.protocol.sse import COMMENT_PING
 from stepflow_trio.runtime.rest_api import RestApi
 from stepflow_trio.runtime.rest_api.events import WRITE_BYTES
-from stepflow_trio.runtime.run_history import EVENTS_AT_ONCE
+from stepflow_trio.runtime.run_watch import EVENTS_AT_ONCE
 from stepflow_trio.testing import Cancellable, cancel_everywhere
 
 ECHO = one_step("/w/echo", {"value": {"$input": "$"}})

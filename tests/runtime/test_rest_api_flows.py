@@ -10,7 +10,7 @@ from rest_stage import Client, open_client
 from runtime_stage import Stage, flow, one_step, step
 
 from stepflow_trio.flows.model import flow_id
-from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.flows.reader import examine_flow_json, flow_from_json
 
 ECHO = one_step("/w/echo", {"value": {"$input": "$"}})
 
@@ -99,6 +99,46 @@ async def test_a_flow_with_an_error_is_stored_and_read_but_not_run(
     run = await client.call("POST", "/runs", {"flowId": id_, "input": [1]})
     assert run.status == 400
     assert "no-slash" in run.message
+
+
+MISSPELLED = [
+    {**ECHO, "ouput": 1, "output": None},
+    {"steps": [{"id": "a", "component": "/w/echo", "inptu": {"value": 1}}], "output": {"$step": "a"}},
+    {"steps": [], "output": {"$if": True, "then": 1, "esle": 2}},
+    one_step("/w/echo", {"value": 1}, onError={"action": "retry", "maxRetry": 2}),
+]
+
+
+@pytest.mark.parametrize("misspelled", MISSPELLED, ids=str)
+async def test_a_flow_with_a_misspelled_field_is_not_stored_without_it(
+    client: Client, autojump_clock: Any, misspelled: dict[str, Any]
+) -> None:
+    misspelled = {key: value for key, value in misspelled.items() if value is not None}
+    for more in ({}, {"dryRun": True}):
+        reply = await client.call("POST", "/flows", {"flow": misspelled, **more})
+        assert (reply.status, reply.json["stored"]) == (200, False)
+        found = reply.json["diagnostics"]
+        assert (found["numFatal"], found["numError"]) == (0, 1)
+        assert any("did you mean" in each["formatted"] for each in found["diagnostics"])
+        assert (await client.get("/flows"))["total"] == 0
+    # Nor does its id lead to the flow without that field, once somebody has stored it.
+    reading = examine_flow_json(misspelled)
+    assert reading.flow is not None
+    await client.store(reading.flow.to_json())
+    id_ = reply.json["flowId"]
+    assert (await client.call("GET", f"/flows/{id_}")).status == 404
+    assert (await client.call("POST", "/runs", {"flowId": id_, "input": [1]})).status == 404
+
+
+async def test_a_blob_of_a_flow_with_a_misspelled_field_keeps_it_and_is_not_run(
+    client: Client, autojump_clock: Any
+) -> None:
+    body = {"data": MISSPELLED[1], "blobType": "flow"}
+    blob_id = (await client.call("POST", "/blobs", body)).json["blobId"]
+    assert (await client.get(f"/blobs/{blob_id}"))["data"] == MISSPELLED[1]
+    run = await client.call("POST", "/runs", {"flowId": blob_id, "input": [1]})
+    assert run.status == 400
+    assert 'did you mean "input"?' in run.message
 
 
 @pytest.mark.parametrize(

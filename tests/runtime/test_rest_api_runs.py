@@ -128,7 +128,7 @@ async def test_variables_and_max_concurrency_reach_the_run(client: Client, autoj
         ({"maxConcurrency": 0}, 400, "at least 1"),
         ({"maxConcurrency": -1}, 422, "$.maxConcurrency"),
         ({"maxConcurrency": 2**70}, 422, "$.maxConcurrency"),
-        ({"timeoutSecs": 1.5}, 422, "$.timeoutSecs"),
+        ({"timeoutSecs": "1"}, 422, "$.timeoutSecs"),
         ({"timeoutSecs": -1}, 422, "$.timeoutSecs"),
         ({"input": {}}, 422, "$.input"),
         ({"input": None}, 422, "$.input"),

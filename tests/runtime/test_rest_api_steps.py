@@ -90,6 +90,21 @@ async def test_a_step_shows_how_far_its_component_is(client: Client, autojump_cl
     }
 
 
+async def test_without_an_item_the_steps_of_the_only_one_are_shown_in_full(
+    client: Client, autojump_clock: Any
+) -> None:
+    run = await client.submit(one_step("/w/report", {"seconds": {"$input": "$"}}), 2)
+    for seconds in (0, 3, 5):
+        await trio.sleep(seconds)
+        steps = await client.get(f"/runs/{run['runId']}/steps")
+        assert steps == await client.get(f"/runs/{run['runId']}/steps?itemIndex=0")
+        assert ("progress" in steps["steps"]["only"]) == (seconds < 5)
+    several = await client.submit(one_step("/w/report", {"seconds": {"$input": "$"}}), 2, 2)
+    await trio.sleep(1)
+    [step] = (await client.get(f"/runs/{several['runId']}/steps"))["steps"].values()
+    assert step == {"stepId": "only", "component": "/w/report", "status": "running"}
+
+
 async def test_a_step_that_is_tried_again_shows_why_and_when(client: Client, autojump_clock: Any) -> None:
     again = one_step("/w/third_time", {}, onError={"action": "retry", "maxRetries": 3})
     run = await client.submit(again, 1)
@@ -116,6 +131,8 @@ async def test_a_cancelled_run_s_steps_wait_for_nothing(client: Client, autojump
     await client.call("POST", f"/runs/{run['runId']}/cancel")
     step = (await steps_of(client, run))["only"]
     assert (step["status"], step["result"]["error"]["code"]) == ("failed", -32800)
+    ended = await client.get(f"/runs/{run['runId']}")
+    assert step["completedAt"] == ended["completedAt"] == at(1.5)
     assert step.keys().isdisjoint({"nextAttemptAt", "lastError", "progress"})
 
 

@@ -783,6 +783,6 @@ async def test_workers_that_are_no_mapping_are_refused(workers: Any) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "", "{a}", "a b", 5])
 async def test_a_worker_s_name_that_makes_no_path_is_refused(name: Any) -> None:
-    with pytest.raises(ConfigError, match=r"workers has the name .*: its components are at /<name>/…"):
+    with pytest.raises(ConfigError, match=r"workers has the name .*: its components would be at /<name>/…"):
         async with open_runtime(workers={name: Worker()}):
             raise NotImplementedError

@@ -50,6 +50,11 @@ async def test_overrides_that_do_not_fit_start_nothing(autojump_clock: trio.abc.
     async with open_runtime(workers={"w": worker()}, on_event=seen.append) as runtime:
         with pytest.raises(RpcError, match='did you mean "only"'):
             await runtime.run(FLOW, overrides={"steps": {"onyl": {"value": {}}}})
+        with pytest.raises(RpcError, match=r'value\.componet: .* did you mean "component"') as refused:
+            await runtime.submit(FLOW, [1], overrides=override(componet="/w/other"))
+        assert refused.value.code == -32004
+        with pytest.raises(RpcError, match='did you mean "steps"'):
+            await runtime.run(FLOW, overrides={"stpes": {"only": {"value": {}}}})
         with pytest.raises(FlowInvalid, match="does not exist"):
             await runtime.submit(FLOW, [1], overrides=override(input={"$step": "nowhere"}))
     assert not any(isinstance(event, RunStarted) for event in seen)

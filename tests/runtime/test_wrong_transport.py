@@ -75,6 +75,15 @@ async def test_a_worker_over_stdio_that_is_started_as_one_over_http_is_told_apar
     assert failure.message.endswith("needs `transport: stdio`; the last lines of its stderr:\n  | bye")
 
 
+async def test_the_command_that_serves_over_stdio_is_told_the_option_for_http(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text("from stepflow_trio import Worker\nworker = Worker()\n")
+    args = ("-m", "stepflow_trio", "worker", "shop.py")
+    config = HttpProcessPluginConfig(command=sys.executable, args=args, working_directory=tmp_path)
+    failure = await failure_of(over_http(3, delay_s=60, w=config))
+    assert failure.code == ErrorCode.SPAWN_FAILED
+    assert "without serving HTTP: add --http to its args, or say `transport: stdio`" in failure.message
+
+
 def at(url: str, **more: Any) -> Config:
     return over_http(3, w=RemotePluginConfig(urls=(url,), **more))
 

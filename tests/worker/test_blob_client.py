@@ -342,7 +342,7 @@ async def test_a_server_at_its_limit_is_asked_again_after_the_pause_it_wants(aut
 
 
 async def test_a_server_that_stays_at_its_limit_is_overloaded(autojump_clock: Any) -> None:
-    http = Scripted(*[Answer(503, {b"retry-after": b"1"}) for _ in range(10)])
+    http = Scripted(*[Answer(503, {b"retry-after": b"1.0"}) for _ in range(10)])
     with pytest.raises(Overloaded) as caught:
         await over(http, "/b").put(EXAMPLE)
     assert caught.value.retry_after_s == 1

@@ -15,8 +15,9 @@ from stepflow_trio.runtime.events import StepProgressed
 from stepflow_trio.runtime.rest_api.errors import ApiError
 from stepflow_trio.runtime.rest_api.payloads import EventsQuery, RunEventInfo
 from stepflow_trio.runtime.rest_api.requests import Answer, Request
-from stepflow_trio.runtime.run_history import RunHistory, RunWatch
+from stepflow_trio.runtime.run_history import RunHistory
 from stepflow_trio.runtime.run_log import RecordedEvent
+from stepflow_trio.runtime.run_watch import RunWatch
 from stepflow_trio.transports.http.asgi import Send
 
 HEARTBEAT_S = 15.0

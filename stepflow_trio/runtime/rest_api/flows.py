@@ -56,7 +56,7 @@ class FlowRoutes:
             method="POST",
             path="/flows",
             operation="store_flow",
-            summary="Store a flow, unless something fatal is wrong with it",
+            summary="Store a flow, unless something fatal is wrong with it, or a field is misspelled",
             handle=self._store,
             body=StoreFlowRequest,
             answers={200: StoreFlowResponse},
@@ -104,7 +104,14 @@ class FlowRoutes:
         asked = await request.json(StoreFlowRequest, self._receive_body)
         reading = await beside_the_loop(asked.flow, lambda: examine_flow_json(asked.flow))
         flow = reading.flow
-        if flow is not None and not asked.dry_run:
+        # A misspelled field has no place in the normal form: what would be stored is another flow.
+        loses = any(found.kind is DiagnosticKind.MISSPELLED_FIELD for found in reading.diagnostics)
+        is_stored = flow is not None and not loses and not asked.dry_run
+        if flow is not None and loses:
+            id_ = await beside_the_loop(
+                asked.flow, lambda: blobs.blob_id(blobs.blob_content(asked.flow, blobs.FLOW))
+            )
+        elif flow is not None and is_stored:
             id_ = await self._flows.put(flow)
         elif flow is not None:
             id_ = await beside_the_loop(flow, lambda: flow_id(flow))
@@ -113,7 +120,7 @@ class FlowRoutes:
             id_ = flow_id(shape_flow(asked.flow, lambda finding: None))
         stored = StoreFlowResponse(
             flow_id=id_,
-            stored=flow is not None and not asked.dry_run,
+            stored=is_stored,
             diagnostics=_diagnostics(reading.diagnostics),
         )
         return json_answer(200, stored)

@@ -22,6 +22,7 @@ MAX_ITEMS = 1_000_000
 Status: TypeAlias = Literal["running", "completed", "failed", "cancelled", "paused", "recoveryFailed"]
 StepState: TypeAlias = Literal["blocked", "runnable", "running", "completed", "skipped", "failed"]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=2**63 - 1)]
 Limit: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_RUNS_AT_ONCE)]
 
 
@@ -92,7 +93,8 @@ class DiagnosticInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DiagnosticsInfo(Struct, frozen=True, kw_only=True, rename="camel"):
-    """All that was found in a flow. One with a fatal finding is not stored, one with an error cannot run."""
+    """All that was found in a flow. One with an error cannot run; one with a fatal finding, or with a
+    misspelled field, is not stored either."""
 
     diagnostics: list[DiagnosticInfo]
     num_fatal: int
@@ -182,7 +184,7 @@ class CreateRunRequest(Struct, frozen=True, kw_only=True, rename="camel"):
     """Items in flight at once, at least 1."""
     wait: bool | None = False
     """Answer when the run has ended, or after ``timeoutSecs``."""
-    timeout_secs: Count | None = None
+    timeout_secs: Seconds | None = None
     """300 by default."""
 
 
@@ -294,7 +296,7 @@ class GetRunQuery(Struct, frozen=True, kw_only=True, rename="camel"):
     """
 
     wait: bool = False
-    timeout_secs: Count | None = None
+    timeout_secs: Seconds | None = None
     item_limit: Count | None = None
     item_offset: Count = 0
 

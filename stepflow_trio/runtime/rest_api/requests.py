@@ -16,6 +16,7 @@ from stepflow_trio.engine.ending import one_exception
 from stepflow_trio.protocol import codec
 from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.runtime.rest_api.errors import ApiError, ClientGone, shown
+from stepflow_trio.runtime.rest_api.fields import choices, misspelled
 from stepflow_trio.transports.http.asgi import Message, Receive, Scope, Send
 
 JSON = b"application/json"
@@ -90,7 +91,8 @@ class Request:
         return as_run_id(self.parameters["run_id"], "the run's id")
 
     def query(self, type: type[ValueT]) -> ValueT:
-        """The query's fields. Those that nobody knows are passed over. Raises `ApiError` 400."""
+        """The query's fields. Those that nobody knows are passed over, but for misspelled ones. Raises
+        `ApiError` 400."""
         fields: dict[str, str] = {}
         try:
             text = self._query.decode("ascii")
@@ -101,15 +103,20 @@ class Request:
             if name in fields:
                 raise ApiError(400, f"{shown(name)} stands in the query twice")
             fields[name] = value
+        wrong = misspelled(fields, type)
+        if wrong is not None:
+            raise ApiError(400, f"the query does not fit: {wrong}")
         try:
             return msgspec.convert(fields, type, strict=False)
         except msgspec.ValidationError as exc:
             problem, at = split_validation_error(exc)
-            raise ApiError(400, f"the query does not fit: {problem} at {at.removeprefix('$.')}") from exc
+            name = at.removeprefix("$.")
+            words = choices(type, name, fields.get(name))
+            raise ApiError(400, f"the query does not fit: {problem} at {name}{words}") from exc
 
     async def json(self, type: type[ValueT], receive_body: ReceiveBody) -> ValueT:
-        """The body. Raises `ApiError` 400 where it is no JSON, 415 where it is said to be none, 422 where it
-        does not fit."""
+        """The body; fields that nobody knows are passed over. Raises `ApiError` 400 where it is no JSON, 415
+        where it is said to be none, 422 where it does not fit, or has a misspelled field."""
         media_type = self.headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
         if media_type != JSON:
             raise ApiError(415, "the body must be application/json, and say so in content-type")
@@ -120,6 +127,9 @@ class Request:
             value = codec.decode_json(text)
         except ValueError as exc:
             raise ApiError(400, f"the body is not JSON: {exc}") from exc
+        wrong = misspelled(value, type)
+        if wrong is not None:
+            raise ApiError(422, f"the request does not fit: {wrong}")
         try:
             return msgspec.convert(value, type)
         except msgspec.ValidationError as exc:

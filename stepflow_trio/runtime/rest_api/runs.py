@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,7 @@ from stepflow_trio.runtime.step_records import StepRecord, all_step_records, ste
 from stepflow_trio.runtime.stores import RunQuery, RunRecord
 
 CANCEL_WITHIN_S = 30.0
-"""The answer to a cancellation waits so long for the components to end; then the run is still ``running``."""
+"""The answer to a cancellation waits so long for the run to end; if it has not, it is still ``running``."""
 
 MAX_KEY_CHARACTERS = 255
 
@@ -188,7 +189,7 @@ class RunRoutes:
             return json_answer(200, summary)
         return (await _item_results("results", record, range(len(record.items)))).answer(200, summary)
 
-    async def _wait(self, request: Request, run_id: str, timeout_secs: int | None) -> RunRecord:
+    async def _wait(self, request: Request, run_id: str, timeout_secs: float | None) -> RunRecord:
         within_s = DEFAULT_WAIT_S if timeout_secs is None else timeout_secs
         record = await self._history.wait(run_id, within_s=min(within_s, _SOON_S))
         left_s = within_s - _SOON_S
@@ -245,8 +246,9 @@ class RunRoutes:
         progress = self._progress(record)
         for index in indices:
             item = record.items[index]
-            is_over = item.result is not None or record.status != "running"
-            steps = step_records(of_items.get(index, ()), is_over=is_over, flow=flow).values()
+            is_over, over_at = _end_of(record, index)
+            of_item = of_items.get(index, ())
+            steps = step_records(of_item, is_over=is_over, over_at=over_at, flow=flow).values()
             await details.append(
                 ItemDetails(
                     item_index=index,
@@ -274,18 +276,18 @@ class RunRoutes:
         asked = request.query(StepsQuery)
         run_id = request.run_id()
         record = await self._history.get(run_id)
-        index = asked.item_index
+        index = 0 if asked.item_index is None and len(record.items) == 1 else asked.item_index
         if index is not None and index >= len(record.items):
             raise ApiError(400, f"there is no item {index}: the run has {len(record.items)}")
         events = await self._history.events(run_id, item_index=index)
         flow = await self._flow_of(record)
         if index is None:
             return json_answer(200, ListStepRunsResponse(steps=await _steps_together(record, events, flow)))
-        is_over = record.items[index].result is not None or record.status != "running"
+        is_over, over_at = _end_of(record, index)
         if flow is not None:
-            steps = all_step_records(flow, events, is_over=is_over)
+            steps = all_step_records(flow, events, is_over=is_over, over_at=over_at)
         else:
-            steps = step_records(events, is_over=is_over)
+            steps = step_records(events, is_over=is_over, over_at=over_at)
         progress = self._progress(record)
         infos = {id_: _step_info(step, progress.get((index, id_))) for id_, step in steps.items()}
         return json_answer(200, ListStepRunsResponse(steps=infos))
@@ -358,6 +360,14 @@ def _item_status(record: RunRecord, index: int) -> Any:
     return "running" if record.status == "running" else "cancelled"
 
 
+def _end_of(record: RunRecord, index: int) -> tuple[bool, datetime | None]:
+    """Whether nothing further happens in an item, and since when."""
+    item = record.items[index]
+    if item.result is not None:
+        return True, item.completed_at
+    return record.status != "running", record.completed_at
+
+
 async def _item_results(name: str, record: RunRecord, indices: range) -> LongList:
     results = LongList(name)
     for index in indices:
@@ -390,10 +400,10 @@ async def _steps_together(
     of_items = await _by_item(events)
     statuses: dict[str, set[StepStatus]] = {step.id: set() for step in (flow.steps if flow else ())}
     components = {step.id: step.component for step in (flow.steps if flow else ())}
-    for index, item in enumerate(record.items):
+    for index in range(len(record.items)):
         if index % _ITEMS_BETWEEN_TURNS == _ITEMS_BETWEEN_TURNS - 1:
             await trio.lowlevel.checkpoint()
-        is_over = item.result is not None or record.status != "running"
+        is_over, _ = _end_of(record, index)
         known = step_records(of_items.get(index, ()), is_over=is_over, flow=flow)
         for id_, step in known.items():
             statuses.setdefault(id_, set()).add(step.status)

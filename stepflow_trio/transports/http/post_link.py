@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
@@ -38,6 +39,7 @@ from stepflow_trio.protocol.messages import (
 from stepflow_trio.protocol.peer import CANCEL_REQUEST, Unanswerable
 from stepflow_trio.protocol.sse import EventParser, EventRejected
 from stepflow_trio.transports.http.client import HttpClient, HttpResponse
+from stepflow_trio.transports.http.retry_after import retry_after_s
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -427,8 +429,8 @@ def _http_error(response: HttpResponse, method: str, body: bytes) -> StepflowErr
     """What a status without a JSON-RPC answer means for the request."""
     said = f"the worker refused {method}: {shown_answer(response.status, body)}"
     if response.status in (429, 503):
-        seconds = response.headers.get(b"retry-after") or b""
-        data = {"retry_after_s": float(seconds)} if seconds.isdigit() else None
+        wanted_s = retry_after_s(response.headers, now=time.time())
+        data = None if wanted_s is None else {"retry_after_s": wanted_s}
         return Overloaded(ErrorCode.OVERLOADED, said, data, method=method)
     if response.status in _TRANSIENT_STATUSES:
         return ConnectionLost(LossReason.STREAM_ERROR, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import trio
@@ -15,6 +16,7 @@ from stepflow_trio.protocol.messages import ErrorObject
 from stepflow_trio.protocol.peer import Unanswerable
 from stepflow_trio.transports.http.client import HttpClient
 from stepflow_trio.transports.http.events import EventStream
+from stepflow_trio.transports.http.retry_after import retry_after_s
 
 MAX_ERROR_BYTES = 64 * 2**10
 
@@ -107,12 +109,12 @@ class SessionLink:
 
     async def _post(self, frames: list[bytes], progressed: Callable[[], object]) -> None:
         body = b"\n".join(frames)
-        status, retry_after_s, said = await self._post_once(body, progressed)
+        status, pause_s, said = await self._post_once(body, progressed)
         for _ in range(ATTEMPTS - 1):
             if status not in (429, 503):
                 break
-            await trio.sleep(min(retry_after_s, MAX_PAUSE_S))
-            status, retry_after_s, said = await self._post_once(body, progressed)
+            await trio.sleep(pause_s)
+            status, pause_s, said = await self._post_once(body, progressed)
         if status == 413 and len(frames) > 1:
             for frame in frames:
                 await self._post([frame], progressed)
@@ -134,9 +136,9 @@ class SessionLink:
         except ConnectionLost as exc:
             raise trio.BrokenResourceError(str(exc)) from exc
         progressed()
-        seconds = response.headers.get(b"retry-after") or b""
-        retry_after_s = float(seconds) if seconds.isdigit() else 1.0
-        return response.status, retry_after_s, said[:200].decode("utf-8", "replace")
+        wanted_s = retry_after_s(response.headers, now=time.time())
+        pause_s = 1.0 if wanted_s is None else min(wanted_s, MAX_PAUSE_S)
+        return response.status, pause_s, said[:200].decode("utf-8", "replace")
 
     async def _refuse(self, frame: bytes, why: str, progressed: Callable[[], object]) -> None:
         """Have a message that the worker does not take fail where it came from."""

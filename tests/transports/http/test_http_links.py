@@ -316,6 +316,13 @@ async def test_a_bare_status_says_whether_another_attempt_may_succeed(
         assert caught.value.retry_after_s == 7
 
 
+@pytest.mark.parametrize(("said", "seconds"), [(b"0.5", 0.5), (b"9" * 400, 86_400), (b"soon", None)])
+async def test_when_to_ask_again_is_a_number_that_json_has(said: bytes, seconds: float | None) -> None:
+    with pytest.raises(Overloaded) as caught:
+        await call(answering(503, b"", b"text/plain", (b"retry-after", said)))
+    assert caught.value.data == (None if seconds is None else {"retry_after_s": seconds})
+
+
 @pytest.mark.parametrize(("status", "content_type", "body"), [
     (202, b"application/json", b""),
     (202, b"application/json", b'""'),
