@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,14 @@ def _require_routes(flow: Flow, flow_path: str, config: Config) -> None:
 def _read_flow(given: _Given) -> Flow:
     """The flow, whose warnings are shown."""
     flow = read_flow_file(given.options["flow"])
-    for found in flow.warnings:
-        if found.kind not in NOT_SHOWN and not given.options.get("quiet"):
-            show_diagnostic(found)
+    _show_warnings(flow, given.options)
     return flow
+
+
+def _show_warnings(flow: Flow, options: Mapping[str, Any], *, but: Collection[str] = ()) -> None:
+    for found in flow.warnings:
+        if found.kind not in NOT_SHOWN and found.message not in but and not options.get("quiet"):
+            show_diagnostic(found)
 
 
 class _Given:
@@ -180,6 +185,7 @@ class _Given:
         if self.overrides_option is not None:
             overrides = _given_value(given, "overrides", stdin_format)
             self.runs = overridden(flow, overrides, option=self.overrides_option, flow_path=given["flow"])
+            _show_warnings(self.runs, given, but={found.message for found in flow.warnings})
         with quoting_nothing(if_any_of=secrets and secrets.input):
             inputs = list(lines.values()) if is_batch else [self._input(stdin_format)]
         return {

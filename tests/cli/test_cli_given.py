@@ -153,6 +153,17 @@ def test_a_flow_that_overrides_break_is_refused_with_the_json_path() -> None:
         applied({"steps": {"one": {"value": {"input": {"$step": "two"}}}}})
 
 
+def test_what_an_override_says_and_nobody_reads_is_warned_of_once(cli: Cli, flow: WriteFlow) -> None:
+    given = flow("/builtin/create_messages", "{ user_prompt: a }", more="    zork: 1\n")
+    overrides = json.dumps({"steps": {"only": {"value": {"gadget": 2}}}})
+    arguments = ["run", given, "--input-json", "1", "--overrides-json", overrides]
+    ran = cli(*arguments)
+    assert ran.code == 0
+    assert ran.stderr.count('"gadget"') == ran.stderr.count('"zork"') == 1, ran.stderr
+    assert f"{given} with --overrides-json: warning: " in ran.stderr
+    assert "gadget" not in cli(*arguments, "-q").stderr
+
+
 def test_a_run_takes_its_variables_and_its_overrides(cli: Cli, flow: WriteFlow, tmp_path: Path) -> None:
     given = flow("/crew/refuse", "{ value: { $variable: v, default: 0 } }")
     file = tmp_path / "overrides.yaml"
