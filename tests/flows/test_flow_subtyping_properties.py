@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stepflow_trio.flows.schema_documents import SchemaDocument, SchemaPool
 from stepflow_trio.flows.subtyping import Verdict, subtype
 
-SCALARS = [None, True, False, 0, 1, 2, 7, -3, 1.5, 2.5, "", "a", "b", "ab", "abc", "zzzz"]
+SCALARS = [None, True, False, 0, 1, 2, 7, -3, -3.5, 0.5, 1.5, 2.5, "", "a", "b", "ab", "abc", "zzzz"]
 SMALL = [None, True, 1, 1.5, 7, "a", "abc", [], {}, {"a": 1}, ["a"]]
 NESTED = [*SCALARS, [], {}, *([x] for x in SMALL), *({"a": x} for x in SMALL), *({"b": x} for x in SMALL)]
 PAIRS = [*itertools.product(SCALARS, repeat=2), *itertools.product(SMALL, repeat=2)]
