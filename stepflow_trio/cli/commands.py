@@ -305,7 +305,7 @@ def submit(
 
     \b
     stdout: the result as `run` prints it; with --no-wait the run, as the server describes it
-    stderr: the run's id, errors
+    stderr: the run's id, progress, errors
 
     Interrupted, it leaves the run as it is.
     """

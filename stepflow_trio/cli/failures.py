@@ -17,6 +17,7 @@ from stepflow_trio.runtime.events import (
     RunEnded,
     RunStarted,
     StepEnded,
+    StepStarted,
     WorkerEnded,
     WorkerLine,
 )
@@ -84,6 +85,8 @@ class Failures:
         match event:
             case RunStarted() if self._run_id is None:
                 self._run_id = event.run_id
+            case StepStarted() if event.run_id == self._run_id:
+                self._components[event.step_id] = event.component
             case StepEnded(result=Failed(error)) if event.run_id == self._run_id:
                 self._failed_steps.setdefault(event.item_index, []).append((event.step_id, error))
             case ItemEnded() if event.run_id == self._run_id:
@@ -111,7 +114,8 @@ class Failures:
             )
         step_id = next((step for step, its in self._failed_steps.get(index, ()) if its == error), None)
         if step_id is not None:
-            where += f" in step {step_id} ({self._components[step_id]})"
+            component = self._components.get(step_id)
+            where += f" in step {step_id}{f' ({component})' if component else ''}"
         lines = [f"run failed{where}: {error.message} (code {error.code})"]
         lines += [f"  {hint}" for hint in _suggestion(error)]
         if (why := fault_of(error)) is not None:

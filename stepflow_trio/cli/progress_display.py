@@ -120,9 +120,11 @@ class ProgressDisplay:
                 named = f"{run.name + ': ' if run.name else ''}{run.item_name(event.item_index)}"
                 self._say("✗", f"{named} failed: {error.message} (code {error.code})", "red")
         elif run.is_main and event.status == "completed":
-            items = f"{count(run.total_items, 'item')}, " if run.is_batch else ""
-            took = duration(self._state.now())
-            self._say("✓", f"completed: {items}{count(run.ended_steps, 'step')} in {took}", "green")
+            done = [count(run.total_items, "item")] if run.is_batch else []
+            # Not every server says of a run which steps it had.
+            done += [count(run.ended_steps, "step")] if run.ended_steps else []
+            what = f": {', '.join(done)}" if done else ""
+            self._say("✓", f"completed{what} in {duration(self._state.now())}", "green")
 
     def _observe_step(self, event: StepRetrying | StepEnded) -> None:
         step = self._state.take_step(event)
@@ -185,7 +187,7 @@ class ProgressDisplay:
         parts: list[Table | Text] = [table] if shown else []
         if len(shown) < len(steps):
             parts.append(Text(f"  and {len(steps) - len(shown):,} more steps", "dim"))
-        if main.is_batch:
+        if main.is_batch and self._has_begun(main):
             parts.append(self._batch_bar(main))
         parts.append(Text(self._summary(), "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*parts)
@@ -221,10 +223,16 @@ class ProgressDisplay:
         run = self._state.main
         if run is None:
             return ""
+        if not self._has_begun(run):
+            return f"  {duration(self._state.now())}"
         summary = f"{count(run.ended_steps, 'step')} done, {len(self._state.steps)} running"
         if run.is_batch:
             summary = f"{self._state.batch_summary(run)}; {summary}"
         return f"  {summary}, {duration(self._state.now())}"
+
+    def _has_begun(self, run: WatchedRun) -> bool:
+        """Whether anything is known to have happened in it: not every server says so before its end."""
+        return bool(self._state.steps or run.ended_steps or run.ended_items)
 
     def _spinner(self) -> str:
         frames = _SPINNER if self._has_unicode else _ASCII_SPINNER

@@ -1,13 +1,15 @@
-"""``stepflow-trio submit``: a flow over a server's REST API, results as those of ``run``."""
+"""``stepflow-trio submit``: a flow over a server's REST API, progress and results as those of ``run``."""
 
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
+import trio
 from msgspec import Struct
 
 from stepflow_trio.cli.exits import FAILED
@@ -15,18 +17,33 @@ from stepflow_trio.cli.failures import Failures
 from stepflow_trio.cli.interruption import run_until_signal
 from stepflow_trio.cli.notices import complain
 from stepflow_trio.cli.plain_text import count
+from stepflow_trio.cli.progress_stream import RunStream
+from stepflow_trio.cli.reporting import Reporter, open_reporter
 from stepflow_trio.cli.run_arguments import SubmitArguments
 from stepflow_trio.cli.standard_output import write_json_line
-from stepflow_trio.errors import ErrorCode, RemoteProtocolError, StepflowError
+from stepflow_trio.engine.ending import one_exception
+from stepflow_trio.errors import ConnectionLost, ErrorCode, RemoteProtocolError, StepflowError
+from stepflow_trio.flows.model import UseDefault
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, flow_result_from_json
 from stepflow_trio.protocol import codec
+from stepflow_trio.runtime.events import Event, Observer, RunStarted
 from stepflow_trio.transports.http.bearer import BearerTokens
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 
 WAIT_SECS = 60
-"""The server is asked again so often whether the run has ended."""
+"""Where a server does not tell what happens, it is asked again so often whether the run has ended."""
+
+REOPENED_AFTER_SECS = 1
+"""A stream of events that broke off is opened again when the run has not ended for so long."""
+
+POLL_INTERVAL_S = 1.0
+"""A server that does not wait is asked no more often."""
+
+RETRY_PAUSES_S = (1.0, 2.0, 4.0)
+"""A server that cannot be reached while the run is at work is tried again after each of them."""
 
 _API_PATH = "/api/v1"
+_GOES_ON = "interrupted: the run goes on"
 _CANCELLED = Failed(FlowError(ErrorCode.REQUEST_CANCELLED, "the run was cancelled"))
 
 
@@ -43,29 +60,13 @@ def submit_flow(
         StepflowError: the server cannot be reached or refuses, or the results cannot be written.
     """
     bearer = None if bearer_token_file is None else BearerTokens.from_file(bearer_token_file)
-
-    async def submit() -> list[FlowResult] | dict[str, Any]:
-        async with open_http_client(url, bearer=bearer) as client:
-            server = _Server(client)
-            run = await server.start(arguments)
-            if not arguments.quiet:
-                run_id = run["runId"]
-                complain(
-                    f"run_id: {run_id}",
-                    level="info",
-                    message="run started",
-                    event="run_started",
-                    run_id=run_id,
-                )
-            return await server.results_of(run["runId"], len(arguments.inputs)) if is_waited_for else run
-
-    def say_that_it_goes_on(number: int) -> None:
-        complain("interrupted: the run goes on", level="info")
-
-    found = run_until_signal(submit, on_signal=say_that_it_goes_on)
-    if isinstance(found, dict):
-        write_json_line(found)
+    if not is_waited_for:
+        write_json_line(
+            run_until_signal(lambda: _start(arguments, url, bearer), on_signal=_say_that_it_goes_on)
+        )
         return 0
+    failures = Failures(arguments.flow, input_lines=arguments.input_lines, quiet=arguments.quiet)
+    found = _results(arguments, url, bearer, failures.observe)
     if arguments.is_batch:
         with arguments.output.open_batch() as output:
             for index, result in enumerate(found):
@@ -73,12 +74,58 @@ def submit_flow(
             output.finish()
     else:
         arguments.output.write(found[0])
-    failures = Failures(arguments.flow, input_lines=arguments.input_lines, quiet=arguments.quiet)
     why = failures.why(found)
     if why is None:
         return 0
     why.show()
     return FAILED
+
+
+async def _start(arguments: SubmitArguments, url: str, bearer: BearerTokens | None) -> dict[str, Any]:
+    async with open_http_client(url, bearer=bearer) as client:
+        run = await _Server(client).start(arguments)
+    if not arguments.quiet:
+        run_id = run["runId"]
+        complain(f"run_id: {run_id}", level="info", message="run started", event="run_started", run_id=run_id)
+    return run
+
+
+def _say_that_it_goes_on(number: int) -> None:
+    complain(_GOES_ON, level="info")
+
+
+def _results(
+    arguments: SubmitArguments, url: str, bearer: BearerTokens | None, observer: Observer
+) -> list[FlowResult]:
+    reporters: list[Reporter] = []
+    with_default = {step.id for step in arguments.flow.steps if isinstance(step.on_error, UseDefault)}
+
+    async def submit() -> list[FlowResult]:
+        # Opened in here, so that the terminal is as it was before a signal can end the process.
+        with (
+            open_reporter(
+                quiet=arguments.quiet, input_lines=arguments.input_lines, with_default=with_default
+            ) as reporter,
+            one_exception(),
+        ):
+            reporters.append(reporter)
+
+            def observe(event: Event) -> None:
+                observer(event)
+                reporter.observe(event)
+
+            async with trio.open_nursery() as nursery, open_http_client(url, bearer=bearer) as client:
+                nursery.start_soon(reporter.keep_showing)
+                server = _Server(client)
+                results = await server.results_of(await server.start(arguments), arguments, observe)
+                nursery.cancel_scope.cancel(reason="the run is over")
+        return results
+
+    def say_that_it_goes_on(number: int) -> None:
+        for reporter in reporters:
+            reporter.warn(_GOES_ON, level="info")
+
+    return run_until_signal(submit, on_signal=say_that_it_goes_on)
 
 
 class _Finding(Struct, frozen=True):
@@ -146,13 +193,44 @@ class _Server:
         self._read(run, _Run, "a run")
         return run
 
-    async def results_of(self, run_id: str, total_items: int) -> list[FlowResult]:
-        """Wait until a run has ended; return what its items came to."""
-        path = f"/runs/{quote(run_id, safe='')}"
+    async def results_of(
+        self, run: dict[str, Any], arguments: SubmitArguments, observe: Observer
+    ) -> list[FlowResult]:
+        """Tell what happens in a run until it has ended; return what its items came to."""
+        start = RunStarted(
+            run_id=run["runId"],
+            at=datetime.now(UTC),
+            flow_id=str(run.get("flowId", "")),
+            flow_name=arguments.flow.name,
+            inputs=arguments.inputs,
+            variables=arguments.variables,
+            max_concurrency=arguments.max_concurrency or len(arguments.inputs),
+            overrides=arguments.overrides,
+        )
+        path = f"/runs/{quote(start.run_id, safe='')}"
+        stream = RunStream(self._client, f"{self._path}{path}/events", start=start, observe=observe)
         status = "running"
         while status == "running":
-            run = await self._call("GET", f"{path}?wait=true&timeoutSecs={WAIT_SECS}")
-            status = self._read(run, _Run, "a run").status
+            if stream.is_of_use:
+                await stream.follow()
+            wait_secs = REOPENED_AFTER_SECS if stream.is_of_use else WAIT_SECS
+            asked_at = trio.current_time()
+            status = await self._status_of(f"{path}?wait=true&timeoutSecs={wait_secs}")
+            if status == "running":
+                await trio.sleep_until(asked_at + POLL_INTERVAL_S)
+        results = await self._items_of(path, start.total_items)
+        stream.finish(results, status=status)
+        return results
+
+    async def _status_of(self, target: str) -> str:
+        for pause_s in RETRY_PAUSES_S:
+            try:
+                return self._read(await self._call("GET", target), _Run, "a run").status
+            except ConnectionLost:
+                await trio.sleep(pause_s)
+        return self._read(await self._call("GET", target), _Run, "a run").status
+
+    async def _items_of(self, path: str, total_items: int) -> list[FlowResult]:
         items = self._read(await self._call("GET", f"{path}/items"), _Items, "a run's items").items
         by_index = {item.item_index: item.result for item in items}
         if by_index.keys() != set(range(total_items)):

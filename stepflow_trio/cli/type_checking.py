@@ -10,11 +10,10 @@ from stepflow_trio.flows.diagnostics import Diagnostic
 from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.source import Source
 from stepflow_trio.flows.type_check import TypeCheck, check_types
-from stepflow_trio.protocol.paths import with_leading_slash
 from stepflow_trio.protocol.payloads import ComponentInfo
 from stepflow_trio.runtime import ListedComponent, open_runtime
 from stepflow_trio.runtime.config import Config
-from stepflow_trio.runtime.routing import Router, Target
+from stepflow_trio.runtime.routing import Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +36,18 @@ def check_flow_types(flow: Flow, source: Source, config: Config, *, strict: bool
 
     async def ask() -> tuple[list[ListedComponent], dict[str, str]]:
         async with open_runtime(config) as runtime:
-            return await runtime.list_components(with_unreachable=True), runtime.plugin_problems
+            return await runtime.list_components(), runtime.plugin_problems
 
     listed, problems = run_until_signal(ask)
     infos: dict[str, ComponentInfo] = {}
     for component in listed:
-        if not component.path:
-            continue
         known = infos.setdefault(component.path, component.info)
         if known is not component.info:
             # Which of them a step means depends on its input: nothing is known of either.
             infos[component.path] = ComponentInfo(component=known.component)
-    targets = _targets_of(flow, config)
-    needed = {target.plugin for of_step in targets.values() for target in of_step}
-    offered = {Target(each.plugin, with_leading_slash(each.info.component)) for each in listed}
-    asked = {
-        component
-        for component, of_step in targets.items()
-        if of_step and of_step.isdisjoint(offered) and not any(t.plugin in problems for t in of_step)
-    }
+    plugins = _plugins_of(flow, config)
+    needed = {plugin for of_step in plugins.values() for plugin in of_step}
+    asked = {path for path, of_step in plugins.items() if of_step and of_step.isdisjoint(problems)}
     types = check_types(flow, infos, strict=strict, asked=asked)
     return CheckedTypes(
         types,
@@ -68,15 +60,15 @@ def check_flow_types(flow: Flow, source: Source, config: Config, *, strict: bool
     )
 
 
-def _targets_of(flow: Flow, config: Config) -> dict[str, set[Target]]:
-    """Where each component of a flow's steps may be, whatever their inputs are."""
-    targets: dict[str, set[Target]] = {step.component: set() for step in flow.steps}
+def _plugins_of(flow: Flow, config: Config) -> dict[str, set[str]]:
+    """The plugins that each component of a flow's steps may go to, whatever their inputs are."""
+    plugins: dict[str, set[str]] = {step.component: set() for step in flow.steps}
     for route in config.routes:
         for rule in route.rules:
             router = Router([replace(route, rules=(replace(rule, conditions=()),))])
             for step in flow.steps:
                 try:
-                    targets[step.component].add(router.resolve(step.component, None))
+                    plugins[step.component].add(router.resolve(step.component, None).plugin)
                 except RpcError:
                     continue
-    return targets
+    return plugins

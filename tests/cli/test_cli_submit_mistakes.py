@@ -31,6 +31,9 @@ def answering() -> Generator[Callable[..., str]]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
+                if self.path.endswith("/events"):
+                    self.send_error(404)
+                    return
                 found = left.pop(0)
                 body = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
