@@ -178,9 +178,14 @@ class _Checker:
 
     def _report_unlisted(self, step: Step, at: JsonPath) -> None:
         hint = did_you_mean(step.component, self._components)
-        if step.component in self._asked:
+        if step.component in self._asked and hint:
             kind = DiagnosticKind.UNLISTED_COMPONENT
             message = f"there is no {step.component}: its worker does not list it"
+        elif step.component in self._asked:
+            # Public workers do not list what they offer under a pattern.
+            kind = DiagnosticKind.UNTYPED_COMPONENT_OUTPUT
+            message = f"{step.component} is not among the components that its worker lists"
+            hint = "it does not exist, unless it is meant by a pattern that the worker keeps to itself"
         elif self._components and (hint or self._strict):
             kind = DiagnosticKind.UNTYPED_COMPONENT_OUTPUT
             message = f"{step.component} is not among the components that the workers list"
