@@ -18,6 +18,7 @@ from stepflow_trio.flows.expressions import Expression
 from stepflow_trio.flows.model import Flow, Step, UseDefault
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.flows.value_bounds import puts_together
 from stepflow_trio.flows.variables import variable_defaults
 
 __all__ = ["Plan", "PreparedFlow", "ReadyStep", "StepStatus"]
@@ -61,6 +62,7 @@ class PreparedFlow:
         self.position = {step.id: index for index, step in enumerate(flow.steps)}
         self.must_execute = [step for step in flow.steps if step.must_execute]
         self._inputs: list[EagerExpression | UnsetType | None] = [UNSET] * len(flow.steps)
+        self.puts_output_together = puts_together(flow.output)
         self.output = eager_expression(flow.output, self.variables)
         """None: what the output needs depends on results."""
 

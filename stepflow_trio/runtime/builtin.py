@@ -19,6 +19,7 @@ from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.flows.results import FlowError, Success
 from stepflow_trio.flows.source import read_source
 from stepflow_trio.flows.suggestions import did_you_mean
+from stepflow_trio.flows.value_bounds import excess_of
 from stepflow_trio.protocol.methods import split_validation_error
 from stepflow_trio.protocol.payloads import ComponentInfo, Observability
 from stepflow_trio.runtime.builtin_payloads import (
@@ -224,6 +225,8 @@ class BuiltinPlugin:
         parent: Run | None,
         max_concurrency: int | None = None,
     ) -> Run:
+        if (excess := excess_of(inputs)) is not None:
+            raise RpcError(ErrorCode.BAD_REQUEST, f"this cannot be the input of a run: {excess}")
         run = await self._runs.submit(
             flow,
             id_,

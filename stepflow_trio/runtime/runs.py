@@ -19,9 +19,11 @@ from stepflow_trio.flows.model import Flow
 from stepflow_trio.flows.plan import PreparedFlow
 from stepflow_trio.flows.results import Failed, FlowError, FlowResult, Success
 from stepflow_trio.flows.schemas import FlowSchemas
+from stepflow_trio.flows.value_bounds import excess_of
 from stepflow_trio.protocol import codec
 from stepflow_trio.runtime.events import ItemEnded, RunEnded, RunEvent, RunStarted
 from stepflow_trio.runtime.executor import Executor, RunBasis
+from stepflow_trio.runtime.large_flows import beside_the_loop
 from stepflow_trio.runtime.recent_flows import RecentFlows
 from stepflow_trio.runtime.redaction import Redaction
 from stepflow_trio.runtime.stores import RunRecord
@@ -228,7 +230,14 @@ class Run:
             result = await self._run_item(executor, basis, index)
         else:
             result = await self._run_item_in_time(executor, basis, index)
-        misfit = schemas.check_output(result.result) if isinstance(result, Success) else None
+        if not isinstance(result, Success):
+            return result
+        if self._prepared.puts_output_together:
+            excess = await beside_the_loop(self.flow, partial(excess_of, result.result))
+            if excess is not None:
+                message = f"the output cannot be delivered: {excess}"
+                return Failed(FlowError(ErrorCode.INVALID_VALUE, message))
+        misfit = schemas.check_output(result.result)
         return Failed(misfit) if misfit is not None else result
 
     async def _run_item(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:

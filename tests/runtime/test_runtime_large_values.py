@@ -11,9 +11,10 @@ from typing import Any, Literal
 import pytest
 import trio
 from rest_stage import Client, events_of, open_client
-from runtime_stage import Stage, flow, one_step, own_plugin, processes, running, step
+from runtime_stage import INPUT, Stage, flow, one_step, own_plugin, processes, running, step
 
-from stepflow_trio import Context, open_runtime
+from stepflow_trio import Context, ErrorCode, RunFailed, open_runtime
+from stepflow_trio.flows.reader import flow_from_json
 from stepflow_trio.runtime.rest_api import RestApi
 from stepflow_trio.transports.http.client import HttpClient, open_http_client
 from stepflow_trio.transports.http.hosting import open_http_host
@@ -115,3 +116,34 @@ async def test_from_a_component_that_runs_a_flow_with_them(autojump_clock: Any) 
     async with open_runtime(workers={"w": stage.worker}) as runtime:
         tested = one_step("/w/calls", {"value": {"$input": "$"}})
         assert await runtime.run(tested, TEN_MEGABYTES) == TEN_MEGABYTES
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [([INPUT, INPUT], "larger than 67,108,864 bytes"), ([INPUT], "nests deeper than 128 levels")],
+)
+async def test_a_value_that_grows_out_of_itself_fails_before_anybody_writes_it(
+    autojump_clock: Any, output: Any, says: str
+) -> None:
+    grows = {"output": {"next": output}}
+    input = {"initial_input": 0, "max_iterations": 20_000, "flow": {"$literal": grows}}
+    schema = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#/schemas/$defs/T"}}]}
+    schemas = {"type": "object", "$defs": {"T": schema}}
+    for more in ({}, {"schemas": schemas}):
+        tested = one_step("/builtin/iterate", input) | more
+        async with open_runtime() as runtime:
+            with pytest.raises(RunFailed, match=says) as caught:
+                await runtime.run(tested)
+            assert caught.value.code in (ErrorCode.INVALID_VALUE, ErrorCode.BAD_REQUEST)
+
+
+async def test_a_value_that_grows_from_step_to_step_fails_too(autojump_clock: Any) -> None:
+    async with open_runtime() as runtime:
+        through = await runtime.flows.put(flow_from_json({"output": INPUT}))
+        steps = [step("s0", "/builtin/eval", {"flow_id": through, "input": 0})]
+        for index in range(1, 100):
+            before = {"$step": f"s{index - 1}", "path": "$.result.result"}
+            steps.append(step(f"s{index}", "/builtin/eval", {"flow_id": through, "input": [before, before]}))
+        with pytest.raises(RunFailed, match="cannot be the input of a run: it is larger than") as caught:
+            await runtime.run(flow(*steps))
+        assert caught.value.code == ErrorCode.BAD_REQUEST
