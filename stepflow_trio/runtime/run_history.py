@@ -112,11 +112,8 @@ class RunHistory:
             StateConflict: it, or a run below it, is at work.
         """
         await self.get(run_id)
-        if self._is_at_work(run_id):
+        if self._runs.is_at_work(run_id):
             what = f"run {run_id}, or one below it, is at work: cancel it, or wait until it is over"
             raise StateConflict(what)
         if not await self._store.delete(run_id):
             raise RunNotFound(run_id)
-
-    def _is_at_work(self, run_id: str) -> bool:
-        return self._runs.active(run_id) is not None

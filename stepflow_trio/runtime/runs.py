@@ -66,7 +66,7 @@ class Run:
         depth: int,
         trace_id: str,
         root_id: str,
-        parent_id: str | None,
+        above: tuple[str, ...],
         redaction: Redaction,
     ) -> None:
         self.id = run_id
@@ -85,7 +85,8 @@ class Run:
         """32 hex digits that this run and all below it have in common."""
         self.root_id = root_id
         """The topmost run above it, or itself."""
-        self.parent_id = parent_id
+        self.above = above
+        """The ids of the runs above it, the one that submitted it last."""
         """The run whose component submitted it."""
         self.results: list[FlowResult | None] = [None] * len(inputs)
         """One for each input; None until that item has ended, and for ever where it was cancelled.
@@ -324,6 +325,10 @@ class Runs:
         """Whether a run of this flow is at work."""
         return any(run.flow_id == flow_id for run in self._active.values())
 
+    def is_at_work(self, run_id: str) -> bool:
+        """Whether this run, or one below it, is at work."""
+        return run_id in self._active or any(run_id in run.above for run in self._active.values())
+
     def active(self, run_id: str | None) -> Run | None:
         """The run of this id, as long as it or a run below it is at work."""
         return self._active.get(run_id) if run_id is not None else None
@@ -407,7 +412,7 @@ class Runs:
             depth=depth,
             trace_id=parent.trace_id if parent is not None else run_id.hex,
             root_id=parent.root_id if parent is not None else str(run_id),
-            parent_id=parent_id,
+            above=() if parent is None else (*parent.above, parent.id),
             redaction=self._redaction,
         )
         if parent is not None and subflow_key is not None:
@@ -454,7 +459,7 @@ class Runs:
             await run.drive(self._executor, self._record, self._now)
         finally:
             del self._active[run.id]
-            parent = self.active(run.parent_id)
+            parent = self.active(run.above[-1] if run.above else None)
             if self._redaction.end(run.id) and parent is not None:
                 parent.hidden_results[run.id] = run.results
             self._on_left(run.id)

@@ -98,7 +98,10 @@ class StoredFlows:
         bare = blobs.normalize_blob_id(id_) or id_
         if self._runs.is_flow_at_work(bare):
             raise self._at_work(bare)
-        stored = await self._store.get(bare)
+        try:
+            stored = await self._store.get(bare)
+        except BlobNotFound:
+            raise FlowNotFound(bare) from None
         if stored.blob_type != blobs.FLOW:
             # Stored as data, of which somebody else may hold the id.
             raise FlowNotFound(bare)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from runtime_stage import INPUT, Stage, flow, one_step, retrying, step
+from runtime_stage import INPUT, RawWorker, Stage, flow, one_step, retrying, step
 
 from stepflow_trio import ComponentError, Context, FlowBuilder, RunFailed, open_runtime
-from stepflow_trio.errors import CallFailed, ErrorCode, FlowNotFound, StateConflict
+from stepflow_trio.engine import Connection
+from stepflow_trio.errors import CallFailed, ErrorCode, FlowNotFound, RunNotFound, StateConflict
 from stepflow_trio.flows.reader import flow_from_json
+from stepflow_trio.protocol.payloads import ExecuteParams
 from stepflow_trio.runtime.retries import Constant
 
 TAKES_DEFAULT = flow(
@@ -219,3 +222,61 @@ async def test_a_run_that_is_at_work_has_its_flow_whenever_somebody_deletes_it(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(submit)
             nursery.start_soon(delete)
+
+
+async def test_a_run_is_not_deleted_while_one_that_came_late_below_it_is_at_work(
+    stage: Stage, autojump_clock: Any
+) -> None:
+    begun: list[tuple[Connection, str]] = []
+
+    async def begin(connection: Connection, params: ExecuteParams) -> None:
+        begun.append((connection, params.observability.run_id or ""))
+        await submit(one_step("/w/sleep", {"seconds": 9}))
+
+    async def submit(tested: dict[str, Any]) -> str:
+        connection, parent_id = begun[0]
+        flow_id = await runtime.flows.put(flow_from_json(tested))
+        key = str(uuid.uuid4())
+        given = {
+            "flowId": flow_id,
+            "inputs": [None],
+            "subflowKey": key,
+            "observability": {"run_id": parent_id},
+        }
+        return (await connection.call("runs/submit", given))["runId"]
+
+    async with open_runtime(workers={"w": stage.worker, "raw": RawWorker(begin)}) as runtime:
+        parent = await runtime.submit(one_step("/raw/begin"), [None])
+        await parent.wait()
+        late = await submit(one_step("/w/wait", {"name": "late"}))
+        await trio.sleep(20)
+        assert (await runtime.history.get(late)).parent_run_id == parent.id
+        with pytest.raises(StateConflict, match="or one below it, is at work"):
+            await runtime.history.delete(parent.id)
+        stage.release.set()
+        assert (await runtime.history.wait(late)).status == "completed"
+        await trio.testing.wait_all_tasks_blocked()
+        await runtime.history.delete(parent.id)
+        with pytest.raises(RunNotFound):
+            await runtime.history.get(late)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_of_two_who_delete_a_flow_one_does_and_the_other_is_told_that_it_is_gone(turns: int) -> None:
+    ends: list[str] = []
+    async with open_runtime() as runtime:
+        flow_id = await runtime.flows.put(flow_from_json(one_step("/x")))
+
+        async def delete(turns: int) -> None:
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            try:
+                await runtime.flows.delete(flow_id)
+                ends.append("deleted")
+            except FlowNotFound:
+                ends.append("gone")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(delete, 0)
+            nursery.start_soon(delete, turns)
+    assert sorted(ends) == ["deleted", "gone"]
