@@ -19,7 +19,10 @@ def write_stdout(data: bytes) -> None:
     """
     require_stdout()
     try:
-        sys.stdout.buffer.write(data)
+        left = memoryview(data)
+        while left:
+            # Unbuffered, it writes what fits.
+            left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.buffer.flush()
     except OSError as exc:
         raise_stdout_error(exc)

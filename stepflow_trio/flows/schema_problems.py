@@ -95,6 +95,8 @@ def _why(keyword: str, known: dict[str, Any], there: Any, schema: Any, pointer: 
         case "multipleOf":
             return f"is not a multiple of {value_in_words(known['multiple_of'])}"
         case "pattern":
+            if "pattern" not in known:
+                return "cannot be held against its pattern, which has too many ways to match it"
             return f"does not match the pattern {known['pattern']}"
         case "format":
             name = known["format"]

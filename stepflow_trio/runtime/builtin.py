@@ -288,7 +288,7 @@ async def _load_file(input: LoadFileInput, _run: Run | None) -> Any:
 
     def load() -> Any:
         # Not blocking, for opening a pipe would wait for somebody to write to it.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("it is not a regular file")
             content = file.read(MAX_FILE_BYTES + 1)

@@ -199,7 +199,10 @@ class Run:
         async def execute_some() -> None:
             # So many of these as may run at once share the iterator: no task waits for its turn.
             for index in indices:
-                result = await self._execute_item(executor, basis, index)
+                try:
+                    result = await self._execute_item(executor, basis, index)
+                except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the run
+                    result = self._fault(index, exc)
                 if isinstance(result, Failed):
                     result = self._redaction.failure(self.id, result)
                 # Observers are shown what goes on record; whoever may have all of it finds it here by then.
@@ -228,7 +231,7 @@ class Run:
             await trio.lowlevel.checkpoint()
             return Failed(refused)
         if self.deadline == math.inf:
-            result = await self._run_item(executor, basis, index)
+            result = await executor.execute_item(basis, input, index)
         else:
             result = await self._run_item_in_time(executor, basis, index)
         if not isinstance(result, Success):
@@ -241,15 +244,9 @@ class Run:
         misfit = schemas.check_output(result.result)
         return Failed(misfit) if misfit is not None else result
 
-    async def _run_item(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:
-        try:
-            return await executor.execute_item(basis, self.inputs[index], index)
-        except Exception as exc:  # noqa: BLE001 — a fault of ours costs this item, not the runtime
-            return self._fault(index, exc)
-
     async def _run_item_in_time(self, executor: Executor, basis: RunBasis, index: int) -> FlowResult:
         with trio.CancelScope(deadline=self.deadline):
-            return await self._run_item(executor, basis, index)
+            return await executor.execute_item(basis, self.inputs[index], index)
         # Whoever waits for it as its owner may have had the same deadline: then it is being cancelled.
         await trio.lowlevel.checkpoint()
         timeout_s = self._timeout_s

@@ -252,3 +252,23 @@ def test_closed_standard_streams_cost_no_more_than_what_would_have_gone_through_
     assert ran.returncode == code
     assert (b'"success"' in ran.stdout) == (code == 0)
     assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_result_that_does_not_fit_where_stdout_leads_fails_the_command(
+    flow: WriteFlow, tmp_path: Path, unbuffered: str
+) -> None:
+    given = flow("/builtin/create_messages", "{ user_prompt: { $input: $ } }")
+    input = tmp_path / "input.json"
+    input.write_text(json.dumps("x" * 100_000), encoding="utf-8")
+    with (tmp_path / "out").open("wb") as file:
+        ran = subprocess.run(
+            ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *COMMAND, "run", given, "-q", "--input", input],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+            timeout=60,
+        )
+    assert ran.returncode == 1
+    assert b"stdout cannot be written: File too large" in ran.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import trio
-from runtime_stage import OpenRunStore, Seen, Stage, flow, one_step, retrying, step
+from runtime_stage import OpenRunStore, Seen, Stage, flow, one_step, open_descriptors, retrying, step
 
 from stepflow_trio import ErrorCode, RpcError, RunFailed, open_runtime
 from stepflow_trio.flows.model import flow_id
@@ -398,3 +398,12 @@ async def test_the_flows_of_the_public_releases_come_to_what_they_say(
             assert holds(case["output"], result.to_json()), case["name"]
             if isinstance(result, Success):
                 assert flow_id(flow_from_json(read.to_json())) == run.flow_id
+
+
+async def test_what_cannot_be_loaded_leaves_no_descriptor(tmp_path: Path) -> None:
+    async with open_runtime() as runtime:
+        before = open_descriptors()
+        for path in (tmp_path, tmp_path / "none", "/dev/null"):
+            with pytest.raises(RunFailed, match="cannot read"):
+                await runtime.run(one_step("/builtin/load_file", {"path": str(path)}))
+        assert open_descriptors() == before

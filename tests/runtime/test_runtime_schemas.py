@@ -11,6 +11,8 @@ from runtime_stage import flow as flow_of
 from stepflow_trio import RunFailed, open_runtime
 from stepflow_trio.errors import ErrorCode, FlowInvalid
 from stepflow_trio.flows.model import Flow
+from stepflow_trio.flows.results import Failed, Success
+from stepflow_trio.flows.schemas import FlowSchemas
 from stepflow_trio.runtime.events import StepStarted
 
 COUNT = {"type": "integer", "minimum": 0}
@@ -115,3 +117,34 @@ async def test_a_run_below_another_is_held_to_what_its_own_flow_declares(autojum
     assert [item["outcome"] for item in result["results"]] == ["success", "failed"]
     assert result["results"][0]["result"] == 3
     assert result["results"][1]["error"]["code"] == ErrorCode.INVALID_INPUT_SCHEMA
+
+
+async def test_a_text_that_a_pattern_takes_too_long_for_costs_its_own_item(autojump_clock: Any) -> None:
+    pattern = {"type": "string", "pattern": "^(a*)*\\1b$"}
+    for part in ("input", "output"):
+        tested = {"schemas": {"type": "object", "properties": {part: pattern}}, "output": {"$input": "$"}}
+        async with open_runtime() as runtime:
+            run = await runtime.submit(tested, ["b", "a" * 40, "ab"])
+            await run.wait()
+        assert [type(result) for result in run.results] == [Success, Failed, Success]
+        assert run.status == "failed"
+        [_, failed, _] = run.results
+        assert isinstance(failed, Failed)
+        assert "too many ways to match" in failed.error.message
+
+
+async def test_a_fault_of_a_check_costs_its_own_item(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = FlowSchemas.check_output
+
+    def faulty(self: FlowSchemas, value: Any) -> Any:
+        if value == 2:
+            raise KeyError("a fault of ours")
+        return check(self, value)
+
+    monkeypatch.setattr(FlowSchemas, "check_output", faulty)
+    async with open_runtime() as runtime:
+        run = await runtime.submit({"output": {"$input": "$"}}, [1, 2, 3])
+        await run.wait()
+    assert [type(result) for result in run.results] == [Success, Failed, Success]
